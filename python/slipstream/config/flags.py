@@ -1,0 +1,117 @@
+"""A dataclass field is a command-line flag: its type, default, help and choices are written once, here they are read."""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
+
+from slipstream.errors import ConfigError
+
+Options = TypeVar("Options")
+
+AUTO: Literal["auto"] = "auto"
+Auto = Literal["auto"]
+
+
+def flag(default: Any, help: str, *, choices: Sequence[str] = (), minimum: float | None = None,
+         maximum: float | None = None, secret: bool = False) -> Any:
+    """A dataclass field that is also the flag `--field-name`.
+
+    `choices` limits a string; `minimum` and `maximum` (inclusive) limit a number; a `secret` is never printed.
+    """
+    metadata = {"help": help, "choices": tuple(choices), "minimum": minimum, "maximum": maximum, "secret": secret}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag_name(field_name: str) -> str:
+    """`max_running_requests` -> `--max-running-requests`."""
+    return "--" + field_name.replace("_", "-")
+
+
+def add_flags(parser: argparse.ArgumentParser, options: type[Any]) -> None:
+    """Add one flag for each field of the dataclass `options` that was made with flag()."""
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if not field.metadata:
+            continue
+        kind = hints[field.name]
+        if kind is bool:
+            parser.add_argument(flag_name(field.name), action=argparse.BooleanOptionalAction, default=field.default,
+                                help=field.metadata["help"])
+        else:
+            parser.add_argument(flag_name(field.name), default=field.default, metavar=_metavar(field, kind),
+                                help=_help(field), type=lambda text, f=field, k=kind: _parse(text, f, k))
+
+
+def from_namespace(options: type[Options], namespace: argparse.Namespace) -> Options:
+    """Build the options object from parsed flags."""
+    names = [field.name for field in dataclasses.fields(typing.cast(Any, options)) if field.metadata]
+    return options(**{name: getattr(namespace, name) for name in names})
+
+
+def check_fields(options: Any) -> None:
+    """Raise ConfigError for the first field of an options object that is outside its choices or limits."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if not field.metadata or value is None or value == AUTO:
+            continue
+        choices, low, high = (field.metadata[key] for key in ("choices", "minimum", "maximum"))
+        if choices and value not in choices:
+            raise ConfigError(f"{flag_name(field.name)} is {value!r}; choose one of: {', '.join(choices)}")
+        if low is not None and value < low:
+            raise ConfigError(f"{flag_name(field.name)} is {value}; it must be at least {low}")
+        if high is not None and value > high:
+            raise ConfigError(f"{flag_name(field.name)} is {value}; it must be at most {high}")
+
+
+class FlagParser(argparse.ArgumentParser):
+    """An ArgumentParser that takes no abbreviations and names the nearest flag when one is unknown."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+            self.error(f"unknown flag {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+        return parsed
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else (
+        kind,)
+
+
+def _parse(text: str, field: "dataclasses.Field[Any]", kind: Any) -> Any:
+    members = _members(kind)
+    if text == AUTO and any(typing.get_origin(member) is Literal for member in members):
+        return AUTO
+    choices = field.metadata["choices"]
+    if choices and text not in choices:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of: {', '.join(choices)}")
+    for member in (int, float):
+        if member in members:
+            try:
+                return member(text)
+            except ValueError:
+                wanted = "a whole number" if member is int else "a number"
+                raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+    return text
+
+
+def _metavar(field: "dataclasses.Field[Any]", kind: Any) -> str:
+    if field.metadata["choices"]:
+        return "{" + ",".join(field.metadata["choices"]) + "}"
+    members = _members(kind)
+    return "N" if int in members else "X" if float in members else "TEXT"
+
+
+def _help(field: "dataclasses.Field[Any]") -> str:
+    return str(field.metadata["help"]).replace("%", "%%")

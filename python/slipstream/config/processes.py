@@ -1,0 +1,77 @@
+"""The resolved configuration of each process: every value concrete, every object frozen."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """ZMQ addresses of one run, one for each receiver. All lie in one fresh directory with mode 0700."""
+
+    server: str
+    tokenizer: str
+    scheduler: str
+    worker: str
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The server process: HTTP, limits, supervision."""
+
+    host: str
+    port: int
+    api_key: str | None
+    served_model_name: str
+    vocab_size: int
+    context_length: int  # tokens of prompt plus answer
+    max_running_requests: int
+    max_queued_requests: int
+    watchdog_timeout_s: float
+    drain_timeout_s: float
+    sse_keepalive_s: float
+    max_request_bytes: int
+    random_seed: int
+    log_level: str
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The tokenizer process."""
+
+    tokenizer_kind: str  # "tekken" | "sentencepiece" | "hf"
+    tokenizer_path: str  # the file (tekken, sentencepiece) or the folder (hf)
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    log_level: str
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """The scheduler process. The number of pages is measured by the worker and arrives as WorkerReady."""
+
+    context_length: int
+    max_running_requests: int
+    chunked_prefill_size: int  # most tokens of one step
+    page_size: int  # tokens
+    prefix_cache: bool
+    max_steps_in_flight: int  # 2 overlaps planning with the step before
+    watchdog_timeout_s: float
+    log_level: str
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """One worker process: what to load, where, and the sizes of its buffers."""
+
+    model_path: str
+    load_format: str  # "mistral" | "hf" | "dummy"
+    dtype: str
+    device: str
+    attention_backend: str
+    mem_fraction_static: float
+    context_length: int
+    max_running_requests: int
+    max_total_tokens: int | None  # None: what fits in memory
+    chunked_prefill_size: int
+    page_size: int
+    random_seed: int
+    log_level: str

@@ -1,0 +1,139 @@
+"""Everything the tokenizer process receives: requests from the server, tokens from the scheduler."""
+
+from typing import Any
+
+import msgspec
+
+from slipstream.messages.sampling import FinishReason, Logprob, SamplingParams
+
+
+class TextPrompt(msgspec.Struct, frozen=True, tag=True):
+    """Plain text, continued as it stands after a beginning-of-sequence token."""
+
+    text: str
+
+
+class TokenPrompt(msgspec.Struct, frozen=True, tag=True):
+    """Token ids, used as they are."""
+
+    token_ids: list[int]
+
+
+class ChatPrompt(msgspec.Struct, frozen=True, tag=True):
+    """Messages in OpenAI's form, already checked for roles and types by the server."""
+
+    messages: list[dict[str, Any]]
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True):
+    """Answer one prompt with `num_choices` choices.
+
+    In `sampling`, max_new_tokens is a ceiling (the tokenizer clamps it to the room left), and stop_token_ids
+    are the request's own: the tokenizer adds the end-of-sequence ids unless `ignore_eos`.
+    """
+
+    rid: str
+    prompt: Prompt
+    sampling: SamplingParams
+    num_choices: int = 1
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    echo: bool = False  # return the prompt's text with the first output
+
+
+class Tokenize(msgspec.Struct, frozen=True, tag=True):
+    """Count and return a prompt's ids."""
+
+    rid: str
+    prompt: Prompt
+
+
+class Detokenize(msgspec.Struct, frozen=True, tag=True):
+    """Turn ids into text."""
+
+    rid: str
+    token_ids: list[int]
+    skip_special_tokens: bool = True
+
+
+class AbortRequest(msgspec.Struct, frozen=True, tag=True):
+    """Stop all choices of exactly this request; unknown ids are ignored (it may have ended just now)."""
+
+    rid: str
+
+
+class FlushCache(msgspec.Struct, frozen=True, tag=True):
+    """Forget all cached prefixes; refused while requests run."""
+
+    rid: str
+
+
+class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of one choice, in order. `finish` is set on the last one."""
+
+    rid: str
+    choice: int
+    token_ids: list[int]
+    prompt_len: int
+    num_cached: int
+    finish: FinishReason | None = None
+    logprobs: list[Logprob] | None = None  # one for each token id
+    prompt_logprobs: list[Logprob] | None = None  # from prompt_logprobs_from on, with the first output only
+
+
+class TokenOutputs(msgspec.Struct, frozen=True, tag=True):
+    """What one scheduler turn committed."""
+
+    outputs: list[TokenOutput]
+
+
+class RequestFailed(msgspec.Struct, frozen=True, tag=True):
+    """A request ended without an answer. `status` is the HTTP status."""
+
+    rid: str
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+class FlushDone(msgspec.Struct, frozen=True, tag=True):
+    """Answer to FlushCache. `error` says why nothing was flushed."""
+
+    rid: str
+    error: str | None = None
+
+
+class SchedulerReady(msgspec.Struct, frozen=True, tag=True):
+    """The worker is loaded and the scheduler accepts requests."""
+
+    max_sequence_len: int  # tokens of prompt plus answer: the context, or the whole KV pool if that is smaller
+    num_pages: int
+    page_size: int
+    worker: dict[str, Any]  # device, dtype, parameters, seconds: for display
+
+
+class SchedulerStatus(msgspec.Struct, frozen=True, tag=True):
+    """Heartbeat, about once a second and whenever idle begins. Counters count from the start of the process."""
+
+    num_running: int
+    num_waiting: int
+    num_pages: int
+    num_pages_free: int
+    num_pages_cached: int  # in the prefix tree and not used by a running request
+    step_in_flight_s: float  # age of the oldest plan without a result; 0 when none
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_integrity_errors: int = 0
+
+
+FromServer = Generate | Tokenize | Detokenize | AbortRequest | FlushCache
+FromScheduler = TokenOutputs | RequestFailed | FlushDone | SchedulerReady | SchedulerStatus
+ToTokenizer = FromServer | FromScheduler
