@@ -1,8 +1,9 @@
-"""A dataclass field is a command-line flag: its type, default, help and choices are written once, here they are read."""
+"""A dataclass field is a command-line flag: type, default, help and choices are written once; here they are read."""
 
 import argparse
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Sequence
@@ -16,8 +17,15 @@ AUTO: Literal["auto"] = "auto"
 Auto = Literal["auto"]
 
 
-def flag(default: Any, help: str, *, choices: Sequence[str] = (), minimum: float | None = None,
-         maximum: float | None = None, secret: bool = False) -> Any:
+def flag(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    secret: bool = False,
+) -> Any:
     """A dataclass field that is also the flag `--field-name`.
 
     `choices` limits a string; `minimum` and `maximum` (inclusive) limit a number; a `secret` is never printed.
@@ -39,11 +47,20 @@ def add_flags(parser: argparse.ArgumentParser, options: type[Any]) -> None:
             continue
         kind = hints[field.name]
         if kind is bool:
-            parser.add_argument(flag_name(field.name), action=argparse.BooleanOptionalAction, default=field.default,
-                                help=field.metadata["help"])
+            parser.add_argument(
+                flag_name(field.name),
+                action=argparse.BooleanOptionalAction,
+                default=field.default,
+                help=field.metadata["help"],
+            )
         else:
-            parser.add_argument(flag_name(field.name), default=field.default, metavar=_metavar(field, kind),
-                                help=_help(field), type=lambda text, f=field, k=kind: _parse(text, f, k))
+            parser.add_argument(
+                flag_name(field.name),
+                default=field.default,
+                metavar=_metavar(field, kind),
+                help=_help(field),
+                type=functools.partial(_parse, field=field, kind=kind),
+            )
 
 
 def from_namespace(options: type[Options], namespace: argparse.Namespace) -> Options:
@@ -85,8 +102,11 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else (
-        kind,)
+    return (
+        typing.get_args(kind)
+        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+        else (kind,)
+    )
 
 
 def _parse(text: str, field: "dataclasses.Field[Any]", kind: Any) -> Any:

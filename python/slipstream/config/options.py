@@ -11,28 +11,37 @@ class LaunchOptions:
     """The raw options, as typed. resolve() turns them into one concrete configuration for each process."""
 
     model_path: str | None = flag(
-        None, "folder of the checkpoint (params.json or config.json); none: the small model that ships with Slipstream")
+        None, "folder of the checkpoint (params.json or config.json); none: the small model that ships with Slipstream"
+    )
     tokenizer_path: str | None = flag(None, "folder or file of the tokenizer; none: the checkpoint's own")
     served_model_name: str | None = flag(None, "model name in the API; none: the folder's name")
-    load_format: str = flag(AUTO, "which layout to load, or dummy for random weights",
-                            choices=(AUTO, "mistral", "hf", "dummy"))
-    dtype: str = flag(AUTO, "of weights and activations; auto: as stored on a GPU, on a CPU bfloat16 where it is fast",
-                      choices=(AUTO, "bfloat16", "float16", "float32"))
+    load_format: str = flag(
+        AUTO, "which layout to load, or dummy for random weights", choices=(AUTO, "mistral", "hf", "dummy")
+    )
+    dtype: str = flag(
+        AUTO,
+        "of weights and activations; auto: as stored on a GPU, on a CPU bfloat16 where it is fast",
+        choices=(AUTO, "bfloat16", "float16", "float32"),
+    )
     device: str = flag(AUTO, "where the model runs", choices=(AUTO, "cpu", "cuda"))
     context_length: int | Auto = flag(AUTO, "longest prompt plus answer, in tokens; auto: the model's own", minimum=1)
 
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 is every interface")
     port: int = flag(30000, "port to listen on; 0 takes a free one", minimum=0, maximum=65535)
     api_key: str | None = flag(
-        None, "clients must send it as a bearer token; also read from SLIPSTREAM_API_KEY", secret=True)
+        None, "clients must send it as a bearer token; also read from SLIPSTREAM_API_KEY", secret=True
+    )
 
     mem_fraction_static: float | Auto = flag(
-        AUTO, "share of the device's memory for weights and KV pages together; auto: by device", minimum=0.01,
-        maximum=0.99)
+        AUTO,
+        "share of the device's memory for weights and KV pages together; auto: by device",
+        minimum=0.01,
+        maximum=0.99,
+    )
     max_running_requests: int | Auto = flag(AUTO, "requests that run at once; auto: by device", minimum=1)
     max_queued_requests: int = flag(256, "requests that may wait; one more is answered 503", minimum=0)
     max_total_tokens: int | Auto = flag(AUTO, "KV pool size in tokens; auto: what fits in memory", minimum=1)
-    chunked_prefill_size: int | Auto = flag(AUTO, "most tokens in one step; longer prompts are split", minimum=1)
+    chunked_prefill_size: int | Auto = flag(AUTO, "most prompt tokens in one step; longer prompts are split", minimum=1)
     page_size: int | Auto = flag(AUTO, "tokens in one KV page", minimum=1)
     attention_backend: str = flag(AUTO, "attention implementation", choices=(AUTO, "torch_native"))
     disable_radix_cache: bool = flag(False, "do not keep finished prompts' KV pages for later prompts")

@@ -50,7 +50,7 @@ class SchedulerConfig:
 
     context_length: int
     max_running_requests: int
-    chunked_prefill_size: int  # most tokens of one step
+    chunked_prefill_size: int  # most prompt tokens of one step; decode rows come on top
     page_size: int  # tokens
     prefix_cache: bool
     max_steps_in_flight: int  # 2 overlaps planning with the step before

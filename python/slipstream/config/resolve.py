@@ -71,16 +71,24 @@ def resolve(options: LaunchOptions, model: ModelFacts, machine: Machine, system_
     check_fields(options)
     chooser = _Chooser(options)
     pick = chooser.choose
-    chooser.reasons["model_path"] = (model.path, "as given" if options.model_path else "the model that ships with Slipstream")
-    device = pick("device", lambda: ("cuda", "a CUDA device is here") if machine.has_cuda else ("cpu", "no CUDA device"))
+    chooser.reasons["model_path"] = (
+        model.path,
+        "as given" if options.model_path else "the model that ships with Slipstream",
+    )
+    device = pick(
+        "device", lambda: ("cuda", "a CUDA device is here") if machine.has_cuda else ("cpu", "no CUDA device")
+    )
     on_gpu = device == "cuda"
     context_length = pick("context_length", lambda: (model.context_length, "the model's own"))
     if context_length > model.context_length:
         raise ConfigError(
-            f"--context-length is {context_length}, but the model was made for at most {model.context_length}")
+            f"--context-length is {context_length}, but the model was made for at most {model.context_length}"
+        )
     max_running = pick("max_running_requests", lambda: (256, "GPU") if on_gpu else (32, "CPU"))
     page_size = pick("page_size", lambda: (16, "a balance of reuse and bookkeeping"))
-    chunk = pick("chunked_prefill_size", lambda: (8192, "GPU") if on_gpu else (512, "CPU: short steps keep streams smooth"))
+    chunk = pick(
+        "chunked_prefill_size", lambda: (8192, "GPU") if on_gpu else (512, "CPU: short steps keep streams smooth")
+    )
     max_total_tokens = pick("max_total_tokens", lambda: (None, "what fits in memory, at most what can run at once"))
     if max_total_tokens is not None and max_total_tokens < page_size:
         raise ConfigError(f"--max-total-tokens is {max_total_tokens}, less than one page: --page-size is {page_size}")
@@ -90,29 +98,63 @@ def resolve(options: LaunchOptions, model: ModelFacts, machine: Machine, system_
     overlap = not pick("disable_overlap_schedule")
     load_format = pick("load_format", lambda: (model.layout, f"the folder has the {model.layout} layout"))
     chooser.reasons["tokenizer_path"] = (
-        model.tokenizer_path, "as given" if options.tokenizer_path else "found beside the model")
-    name = pick("served_model_name", lambda: (model.name, "the folder's name" if options.model_path else "the embedded model"))
+        model.tokenizer_path,
+        "as given" if options.tokenizer_path else "found beside the model",
+    )
+    name = pick(
+        "served_model_name", lambda: (model.name, "the folder's name" if options.model_path else "the embedded model")
+    )
 
     server = ServerConfig(
-        host=pick("host"), port=pick("port"), api_key=pick("api_key"), served_model_name=name,
-        vocab_size=model.vocab_size, context_length=context_length, max_running_requests=max_running,
-        max_queued_requests=pick("max_queued_requests"), watchdog_timeout_s=watchdog_timeout_s,
-        drain_timeout_s=pick("drain_timeout_s"), sse_keepalive_s=pick("sse_keepalive_s"),
-        max_request_bytes=pick("max_request_bytes"), random_seed=seed, log_level=log_level)
+        host=pick("host"),
+        port=pick("port"),
+        api_key=pick("api_key"),
+        served_model_name=name,
+        vocab_size=model.vocab_size,
+        context_length=context_length,
+        max_running_requests=max_running,
+        max_queued_requests=pick("max_queued_requests"),
+        watchdog_timeout_s=watchdog_timeout_s,
+        drain_timeout_s=pick("drain_timeout_s"),
+        sse_keepalive_s=pick("sse_keepalive_s"),
+        max_request_bytes=pick("max_request_bytes"),
+        random_seed=seed,
+        log_level=log_level,
+    )
     tokenizer = TokenizerConfig(
-        tokenizer_kind=model.tokenizer_kind, tokenizer_path=model.tokenizer_path, vocab_size=model.vocab_size,
-        eos_token_ids=model.eos_token_ids, log_level=log_level)
+        tokenizer_kind=model.tokenizer_kind,
+        tokenizer_path=model.tokenizer_path,
+        vocab_size=model.vocab_size,
+        eos_token_ids=model.eos_token_ids,
+        log_level=log_level,
+    )
     scheduler = SchedulerConfig(
-        context_length=context_length, max_running_requests=max_running, chunked_prefill_size=chunk,
-        page_size=page_size, prefix_cache=not pick("disable_radix_cache"), max_steps_in_flight=2 if overlap else 1,
-        watchdog_timeout_s=watchdog_timeout_s, log_level=log_level)
+        context_length=context_length,
+        max_running_requests=max_running,
+        chunked_prefill_size=chunk,
+        page_size=page_size,
+        prefix_cache=not pick("disable_radix_cache"),
+        max_steps_in_flight=2 if overlap else 1,
+        watchdog_timeout_s=watchdog_timeout_s,
+        log_level=log_level,
+    )
     worker = WorkerConfig(
-        model_path=model.path, load_format=load_format, dtype=pick("dtype", lambda: _auto_dtype(on_gpu, model, machine)),
+        model_path=model.path,
+        load_format=load_format,
+        dtype=pick("dtype", lambda: _auto_dtype(on_gpu, model, machine)),
         device=device,
         attention_backend=pick("attention_backend", lambda: ("torch_native", "the one that runs everywhere")),
-        mem_fraction_static=pick("mem_fraction_static", lambda: (0.85, "GPU") if on_gpu else (0.25, "CPU: a guest among other programs")),
-        context_length=context_length, max_running_requests=max_running, max_total_tokens=max_total_tokens,
-        chunked_prefill_size=chunk, page_size=page_size, random_seed=seed, log_level=log_level)
+        mem_fraction_static=pick(
+            "mem_fraction_static", lambda: (0.85, "GPU") if on_gpu else (0.25, "CPU: a guest among other programs")
+        ),
+        context_length=context_length,
+        max_running_requests=max_running,
+        max_total_tokens=max_total_tokens,
+        chunked_prefill_size=chunk,
+        page_size=page_size,
+        random_seed=seed,
+        log_level=log_level,
+    )
     return Resolved(server, tokenizer, scheduler, worker, chooser.reasons)
 
 

@@ -14,7 +14,6 @@ from slipstream.messages.codec import Codec
 
 T = TypeVar("T")
 Sent = TypeVar("Sent", contravariant=True)
-Received = TypeVar("Received", covariant=True)
 
 MAX_QUEUED_FRAMES = 100_000  # far above what admission lets in; reaching it means that the receiver hangs
 MAX_FRAME_BYTES = 256 * 2**20
@@ -26,10 +25,10 @@ class Outbox(Protocol[Sent]):
     def put(self, message: Sent) -> None: ...
 
 
-class Inbox(Protocol[Received]):
+class Inbox(Protocol[T]):
     """Where a process finds its messages."""
 
-    def drain(self) -> list[Received]:
+    def drain(self) -> list[T]:
         """Everything that has arrived, in order; never waits."""
         ...
 

@@ -80,7 +80,6 @@ class ProcessFailed(msgspec.Struct, frozen=True, tag=True):
 
 ChildStatus = Stage | Progress | ProcessFailed
 FromTokenizerToServer = (
-    TextOutputs | RequestFailed | Tokenized | Detokenized | FlushDone | SchedulerReady | SchedulerStatus)
+    TextOutputs | RequestFailed | Tokenized | Detokenized | FlushDone | SchedulerReady | SchedulerStatus
+)
 ToServer = FromTokenizerToServer | ChildStatus
-
-

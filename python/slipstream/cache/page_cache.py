@@ -1,0 +1,117 @@
+"""Pages of all requests: what is free, what is cached, what is held. Free + cached + held = total, always.
+
+A request has a PageLease: its page table, and which of those pages it shares with the prefix tree.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from slipstream.cache.page_allocator import PageAllocator
+from slipstream.cache.prefix_tree import PrefixNode, PrefixTree
+
+
+@dataclass
+class PageLease:
+    """The pages of one request.
+
+    pages    its page table; entry i holds positions [i * page_size, (i + 1) * page_size)
+    nodes    locked tree nodes for the first len(nodes) entries
+    private  pages that belong to this lease alone. A page whose node was made by another request with the same
+             tokens stays private: its table entry is in use by steps in flight and is not exchanged.
+    """
+
+    pages: list[int] = field(default_factory=list)
+    nodes: list[PrefixNode] = field(default_factory=list)
+    private: set[int] = field(default_factory=set)
+
+
+class PageCache:
+    """Allocator and prefix tree together."""
+
+    def __init__(self, num_pages: int, page_size: int, prefix_cache: bool) -> None:
+        self.page_size = page_size
+        self.num_releases = 0  # grows whenever pages may have become available: a reason to try again
+        self._prefix_cache = prefix_cache
+        self._num_pages = num_pages
+        self._reset()
+
+    def _reset(self) -> None:
+        self._allocator = PageAllocator(self._num_pages)
+        self._tree = PrefixTree(self.page_size)
+
+    @property
+    def capacity(self) -> int:
+        """Usable pages: all but the sink."""
+        return self._num_pages - 1
+
+    @property
+    def num_free(self) -> int:
+        return self._allocator.num_free
+
+    @property
+    def num_evictable(self) -> int:
+        return self._tree.num_evictable
+
+    @property
+    def num_available(self) -> int:
+        """Pages that extend() can still give: free ones and cached ones nobody uses."""
+        return self._allocator.num_free + self._tree.num_evictable
+
+    def lease(self, token_ids: Sequence[int], match: bool = True) -> PageLease:
+        """A lease that starts with the cached whole pages of `token_ids`, short of the last token.
+
+        The last token is always computed: its row gives the next token. With match False the lease starts empty.
+        """
+        if not (match and self._prefix_cache):
+            return PageLease()
+        nodes = self._tree.match(token_ids, (len(token_ids) - 1) // self.page_size)
+        self._tree.lock(nodes)
+        return PageLease(pages=[node.page for node in nodes], nodes=nodes)
+
+    def extend(self, lease: PageLease, count: int) -> list[int]:
+        """Add `count` pages to the lease, evicting cached ones if need be; the caller has checked num_available."""
+        missing = count - self._allocator.num_free
+        if missing > 0:
+            self._allocator.free(self._tree.evict(missing))
+        pages = self._allocator.allocate(count)
+        lease.pages.extend(pages)
+        lease.private.update(pages)
+        return pages
+
+    def publish(self, lease: PageLease, token_ids: Sequence[int]) -> None:
+        """Put the whole pages of `token_ids` into the tree. Their KV is written and will never be written again."""
+        if not self._prefix_cache:
+            return
+        for index in range(len(lease.nodes), len(token_ids) // self.page_size):
+            parent = lease.nodes[-1] if lease.nodes else None
+            page = lease.pages[index]
+            node = self._tree.insert(parent, token_ids, index, page)
+            self._tree.lock([node])
+            lease.nodes.append(node)
+            if node.page == page:
+                lease.private.discard(page)
+
+    def release(self, lease: PageLease) -> None:
+        """Give everything back: shared pages stay cached, private ones become free. The lease is empty afterwards."""
+        self._tree.unlock(lease.nodes)
+        self._allocator.free(lease.private)
+        lease.pages, lease.nodes, lease.private = [], [], set()
+        self.num_releases += 1
+
+    def flush(self) -> None:
+        """Forget every cached page that nobody uses."""
+        self._allocator.free(self._tree.clear())
+        self.num_releases += 1
+
+    def imbalance(self, leases: Iterable[PageLease]) -> str | None:
+        """None when free + cached + held = total for the given complete set of leases, else what is wrong."""
+        held = sum(len(lease.private) for lease in leases)
+        free, cached = self._allocator.num_free, self._tree.num_pages
+        if free + cached + held == self.capacity:
+            return None
+        return f"{free} pages free + {cached} cached + {held} held is not {self.capacity}"
+
+    def heal(self) -> None:
+        """Start over with everything free; only when no lease is out."""
+        self._reset()
+        self.num_releases += 1

@@ -1,0 +1,119 @@
+"""The prefix tree: which pages hold the KV of which token prefix, so that a later prompt can start from them.
+
+One node is one whole page. A node's path from the root spells the tokens from position 0, so equal paths mean
+equal KV. Nodes in use are locked along their whole path; the others form the cache and are evicted leaf by leaf,
+the least recently used first.
+"""
+
+import heapq
+from collections.abc import Iterable, Sequence
+
+PageKey = tuple[int, ...]  # the page_size token ids of one page
+
+
+class PrefixNode:
+    """One cached page. `num_locks` counts the leases that use it."""
+
+    __slots__ = ("children", "key", "last_used", "num_locks", "page", "parent")
+
+    def __init__(self, key: PageKey, page: int, parent: "PrefixNode | None") -> None:
+        self.key = key
+        self.page = page
+        self.parent = parent
+        self.children: dict[PageKey, PrefixNode] = {}
+        self.num_locks = 0
+        self.last_used = 0
+
+
+class PrefixTree:
+    """Maps token prefixes to pages, whole pages only."""
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self.num_pages = 0
+        self.num_evictable = 0  # nodes without a lock; their descendants have none either
+        self._root = PrefixNode((), -1, None)
+        self._clock = 0
+        self._heap: list[tuple[int, int, PrefixNode]] = []  # (last_used, page, node); stale entries are skipped
+
+    def match(self, token_ids: Sequence[int], max_pages: int) -> list[PrefixNode]:
+        """The longest cached path for `token_ids`, at most `max_pages` long, from the root down."""
+        path: list[PrefixNode] = []
+        node = self._root
+        for index in range(max_pages):
+            child = node.children.get(self._key(token_ids, index))
+            if child is None:
+                break
+            path.append(child)
+            node = child
+        return path
+
+    def lock(self, nodes: Iterable[PrefixNode]) -> None:
+        """Keep `nodes` (a path from the root, or its continuation) from eviction."""
+        for node in nodes:
+            if node.num_locks == 0:
+                self.num_evictable -= 1
+            node.num_locks += 1
+
+    def unlock(self, nodes: Sequence[PrefixNode]) -> None:
+        """Undo one lock() of the whole path; its unused part becomes evictable, and counts as used just now."""
+        self._clock += 1
+        for node in nodes:
+            node.num_locks -= 1
+            node.last_used = self._clock
+            if node.num_locks == 0:
+                self.num_evictable += 1
+        if nodes and nodes[-1].num_locks == 0:
+            self._offer(nodes[-1])
+
+    def insert(self, parent: PrefixNode | None, token_ids: Sequence[int], index: int, page: int) -> PrefixNode:
+        """The node for page number `index` of `token_ids` under `parent`; made with `page` unless it exists."""
+        above = parent or self._root
+        key = self._key(token_ids, index)
+        node = above.children.get(key)
+        if node is None:
+            node = above.children[key] = PrefixNode(key, page, above)
+            self.num_pages += 1
+            self.num_evictable += 1
+        return node
+
+    def evict(self, count: int) -> list[int]:
+        """Remove up to `count` unlocked pages, least recently used leaves first; returns their ids."""
+        pages: list[int] = []
+        while len(pages) < count and self._heap:
+            last_used, _, node = heapq.heappop(self._heap)
+            if node.last_used != last_used or node.num_locks or node.children or node.parent is None:
+                continue
+            pages.append(node.page)
+            self._remove(node)
+        return pages
+
+    def clear(self) -> list[int]:
+        """Remove every unlocked page."""
+        return self.evict(self.num_evictable)
+
+    def _remove(self, node: PrefixNode) -> None:
+        parent = node.parent
+        assert parent is not None
+        del parent.children[node.key]
+        node.parent = None
+        self.num_pages -= 1
+        self.num_evictable -= 1
+        if parent is not self._root and not parent.children and not parent.num_locks:
+            self._offer(parent)
+
+    def _offer(self, node: PrefixNode) -> None:
+        if node.children:
+            return
+        heapq.heappush(self._heap, (node.last_used, node.page, node))
+        if len(self._heap) > 64 + 4 * self.num_pages:
+            self._heap = [entry for entry in self._heap if self._is_current(entry)]
+            heapq.heapify(self._heap)
+
+    @staticmethod
+    def _is_current(entry: tuple[int, int, PrefixNode]) -> bool:
+        node = entry[2]
+        return node.parent is not None and node.last_used == entry[0] and not node.num_locks and not node.children
+
+    def _key(self, token_ids: Sequence[int], index: int) -> PageKey:
+        return tuple(token_ids[index * self.page_size : (index + 1) * self.page_size])

@@ -1,0 +1,368 @@
+"""The scheduler: request lifecycle, pages and the plan of every step. A state machine without sockets or clocks.
+
+    handle(message)    a request, an abort, a stop string, a flush
+    plan(now)          the next step, or None when nothing can run or enough steps are in flight
+    collect(result)    what a step committed
+    take_outputs()     what the tokenizer has to hear
+
+Up to `max_steps_in_flight` plans are out at once, so a plan never depends on what the step before will sample: the
+scheduler counts rows and leaves tokens to the worker. A sequence that stopped may therefore have one row too many in
+flight; its result is dropped, and its pages may be given out at once because plans execute in order.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+from slipstream.cache.page_cache import PageCache, PageLease
+from slipstream.config.processes import SchedulerConfig
+from slipstream.log import get_logger
+from slipstream.messages.sampling import FinishReason, Logprob
+from slipstream.messages.to_scheduler import AddRequest, FinishChoice, FromTokenizer, SlotResult, StepResult
+from slipstream.messages.to_tokenizer import (
+    AbortRequest,
+    FlushCache,
+    FlushDone,
+    FromScheduler,
+    RequestFailed,
+    SchedulerStatus,
+    TokenOutput,
+    TokenOutputs,
+)
+from slipstream.messages.to_worker import Plan
+from slipstream.scheduler.counters import Counters
+from slipstream.scheduler.plan_builder import PlanBuilder, Row, StepInFlight
+from slipstream.scheduler.sequence import Sequence
+
+logger = get_logger(__name__)
+
+
+class Scheduler:
+    """Owns all sequences and all pages. `num_pages` counts the sink page."""
+
+    def __init__(self, config: SchedulerConfig, num_pages: int) -> None:
+        self._config = config
+        self._pages = PageCache(num_pages, config.page_size, config.prefix_cache)
+        self._free_slots = list(range(config.max_running_requests - 1, -1, -1))
+        self._released_slots: list[int] = []  # since the last plan
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # in order of admission
+        self._in_flight: deque[StepInFlight] = deque()
+        self._requests: dict[str, list[Sequence]] = {}  # unfinished choices
+        self._step = 0
+        self._token_outputs: list[TokenOutput] = []
+        self._other_outputs: list[FromScheduler] = []
+        self.counters = Counters()
+
+    # ---- what the process loop asks
+
+    @property
+    def max_sequence_len(self) -> int:
+        """Longest prompt plus answer that can be served, in tokens."""
+        return min(self._config.context_length, self._pages.capacity * self._config.page_size)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._requests and not self._in_flight
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def oldest_step_age(self, now: float) -> float:
+        """Seconds since the oldest plan in flight was sent; 0 when none is."""
+        return now - self._in_flight[0].sent_at if self._in_flight else 0.0
+
+    def status(self, now: float) -> SchedulerStatus:
+        return SchedulerStatus(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_pages=self._pages.capacity,
+            num_pages_free=self._pages.num_free,
+            num_pages_cached=self._pages.num_evictable,
+            step_in_flight_s=self.oldest_step_age(now),
+            **self.counters.as_dict(),
+        )
+
+    def take_outputs(self) -> list[FromScheduler]:
+        """Everything for the tokenizer since the last call; tokens of one turn travel in one message."""
+        outputs: list[FromScheduler] = []
+        if self._token_outputs:
+            outputs.append(TokenOutputs(self._token_outputs))
+            self._token_outputs = []
+        outputs.extend(self._other_outputs)
+        self._other_outputs = []
+        return outputs
+
+    def check_integrity(self) -> str | None:
+        """None when free + cached + held pages and all slots add up, else what is wrong. Cheap."""
+        leases = [sequence.lease for sequence in self._sequences()]
+        if problem := self._pages.imbalance(leases):
+            return problem
+        num_slots = len(self._free_slots) + len(self._running)
+        if num_slots != self._config.max_running_requests:
+            return f"{num_slots} slots of {self._config.max_running_requests} are accounted for"
+        return None
+
+    def heal(self) -> None:
+        """Forget all pages and slots; only when idle."""
+        assert self.is_idle
+        self._pages.heal()
+        self._free_slots = list(range(self._config.max_running_requests - 1, -1, -1))
+        self.counters.num_integrity_errors += 1
+
+    # ---- messages
+
+    def handle(self, message: FromTokenizer) -> None:
+        """Take one message from the tokenizer. What it changes shows in the next plan."""
+        match message:
+            case AddRequest():
+                self._add(message)
+            case FinishChoice():
+                self._finish_by_string(message)
+            case AbortRequest():
+                for sequence in list(self._requests.get(message.rid, ())):
+                    self._finish(sequence, FinishReason("abort"))
+                    self._emit(sequence, [])
+            case FlushCache():
+                self._flush(message)
+
+    def _add(self, message: AddRequest) -> None:
+        if message.rid in self._requests:
+            self._other_outputs.append(RequestFailed(message.rid, 400, f"request id {message.rid!r} is in use", "rid"))
+            return
+        choices: list[Sequence] = []
+        for sampling in message.choices:
+            leader = choices[0] if choices and self._config.prefix_cache else None
+            choices.append(
+                Sequence(
+                    rid=message.rid,
+                    choice=sampling.choice,
+                    token_ids=list(message.token_ids),
+                    prompt_len=len(message.token_ids),
+                    sampling=sampling,
+                    leader=leader,
+                    stop_ids=frozenset(sampling.stop_token_ids),
+                )
+            )
+        self._requests[message.rid] = choices
+        self._waiting.extend(choices)
+        self.counters.num_prompt_tokens += len(message.token_ids) * len(choices)
+
+    def _finish_by_string(self, message: FinishChoice) -> None:
+        for sequence in self._requests.get(message.rid, ()):
+            if sequence.choice == message.choice:
+                del sequence.token_ids[sequence.prompt_len + message.num_tokens :]
+                self._finish(sequence, FinishReason("stop"))
+                return
+
+    def _flush(self, message: FlushCache) -> None:
+        busy = len(self._running) + len(self._waiting)
+        if busy:
+            error = f"{busy} requests are running or waiting; flush when the server is idle"
+            self._other_outputs.append(FlushDone(message.rid, error))
+            return
+        self._pages.flush()
+        self._other_outputs.append(FlushDone(message.rid))
+
+    # ---- planning
+
+    def plan(self, now: float) -> Plan | None:
+        """Decide the next step: a row for every decoding sequence, then prompt chunks, then new sequences."""
+        if len(self._in_flight) >= self._config.max_steps_in_flight:
+            return None
+        builder = PlanBuilder(self._step, release=self._released_slots)  # shared: a preemption below adds to it
+        self._plan_decodes(builder)
+        budget = self._plan_chunks(builder, self._config.chunked_prefill_size)
+        self._plan_admissions(builder, budget)
+        if not builder.rows:
+            return None
+        self._released_slots = []
+        self._in_flight.append(StepInFlight(self._step, now, builder.rows))
+        self._step += 1
+        self.counters.num_steps += 1
+        return builder.build()
+
+    def _plan_decodes(self, builder: PlanBuilder) -> None:
+        for sequence in list(self._running):
+            if sequence.slot is not None and sequence.wants_decode and self._make_room(sequence, builder):
+                builder.add_decode(sequence)
+
+    def _make_room(self, sequence: Sequence, builder: PlanBuilder) -> bool:
+        """See that the next row has a page, preempting the youngest sequences if need be; False if it was itself."""
+        missing = self._num_pages_for(sequence.num_planned + 1) - len(sequence.lease.pages)
+        while missing > self._pages.num_available:
+            victim = self._running[-1]
+            builder.drop(victim)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        if missing > 0:
+            builder.append_pages(sequence, self._pages.extend(sequence.lease, missing))
+        return True
+
+    def _plan_chunks(self, builder: PlanBuilder, budget: int) -> int:
+        for sequence in self._running:
+            if budget > 0 and sequence.in_prefill:
+                length = min(budget, sequence.prefill_end - sequence.num_planned)
+                builder.add_chunk(sequence, length)
+                budget -= length
+        return budget
+
+    def _plan_admissions(self, builder: PlanBuilder, budget: int) -> None:
+        """Admit waiting sequences in order while slots, pages and the token budget last.
+
+        One that does not fit keeps those behind it waiting too, so a long prompt is never starved by short ones. Only
+        a sibling that waits for its leader's prompt, or a preempted sequence that has results to come, lets others by.
+        """
+        for sequence in list(self._waiting):
+            if budget <= 0 or not self._free_slots:
+                return
+            if sequence.waits_for_leader or sequence.num_in_flight:
+                continue
+            if not self._admit(sequence, builder):
+                return
+            length = min(budget, sequence.prefill_end - sequence.num_planned)
+            builder.add_chunk(sequence, length)
+            budget -= length
+
+    def _admit(self, sequence: Sequence, builder: PlanBuilder) -> bool:
+        """Give the sequence a slot and pages for all its tokens and the next one; False if they are not to be had."""
+        if sequence.refused_at == self._pages.num_releases:
+            return False
+        lease = self._pages.lease(sequence.token_ids, match=not sequence.wants_prompt_logprobs)
+        missing = self._num_pages_for(sequence.num_known + 1) - len(lease.pages)
+        # Each running sequence may soon want a page; without that reserve the newcomer would be preempted right away.
+        reserve = len(self._running)
+        if missing + reserve > self._pages.num_available and (self._running or missing > self._pages.num_available):
+            self._pages.release(lease)
+            sequence.refused_at = self._pages.num_releases
+            return False
+        self._waiting.remove(sequence)
+        self._running.append(sequence)
+        sequence.slot = self._free_slots.pop()
+        sequence.lease = lease
+        sequence.prefill_end = sequence.num_known
+        sequence.num_planned = sequence.num_written = len(lease.nodes) * self._config.page_size
+        sequence.prompt_logprobs = []
+        if not sequence.was_admitted:
+            sequence.was_admitted = True
+            sequence.num_cached = sequence.num_planned
+            self.counters.num_cached_tokens += sequence.num_cached
+        self._pages.extend(lease, missing)
+        builder.admit(sequence)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue; what is computed stays in the tree as long as nobody needs its pages."""
+        self._leave_slot(sequence)
+        self._waiting.appendleft(sequence)
+        self.counters.num_preemptions += 1
+
+    def _leave_slot(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        self._publish(sequence)
+        self._pages.release(sequence.lease)
+        sequence.lease = PageLease()
+        self._running.remove(sequence)
+        self._free_slots.append(sequence.slot)
+        self._released_slots.append(sequence.slot)
+        sequence.slot = None
+        sequence.num_planned = sequence.num_written = sequence.prefill_end = 0
+
+    def _publish(self, sequence: Sequence) -> None:
+        self._pages.publish(sequence.lease, sequence.token_ids[: sequence.num_written])
+
+    def _num_pages_for(self, num_rows: int) -> int:
+        return -(-num_rows // self._config.page_size)
+
+    # ---- results
+
+    def collect(self, result: StepResult) -> None:
+        """Take the result of the oldest step in flight."""
+        step = self._in_flight.popleft()
+        assert step.step == result.step, f"step {result.step} returned, {step.step} was expected"
+        for slot_result in result.results:
+            row = step.rows[slot_result.slot]
+            row.sequence.num_in_flight -= 1
+            row.sequence.num_sampling -= row.samples
+            if row.sequence.finish is None:
+                self._collect_row(row, slot_result)
+
+    def _collect_row(self, row: Row, result: SlotResult) -> None:
+        sequence = row.sequence
+        if result.error is not None:
+            self._fail(sequence.rid, result.error)
+            return
+        if sequence.slot is not None:
+            sequence.num_written += row.num_rows
+        if result.prompt_logprobs is not None and sequence.wants_prompt_logprobs:
+            sequence.prompt_logprobs.extend(result.prompt_logprobs)
+        if not result.token_ids:
+            return
+        first = sequence.num_generated == 0
+        num_kept = self._append(sequence, result.token_ids)
+        self.counters.num_generated_tokens += num_kept
+        if first and sequence.slot is not None:
+            self._publish(sequence)
+        logprobs = result.logprobs[:num_kept] if result.logprobs is not None else None
+        self._emit(sequence, sequence.token_ids[-num_kept:], logprobs)
+        if sequence.finish is not None:
+            self._retire(sequence)
+
+    def _append(self, sequence: Sequence, token_ids: list[int]) -> int:
+        """Append committed tokens up to the first stop or the length limit; returns how many were kept."""
+        for count, token_id in enumerate(token_ids, start=1):
+            sequence.token_ids.append(token_id)
+            if token_id in sequence.stop_ids:
+                sequence.finish = FinishReason("stop", token_id)
+                return count
+            if sequence.num_generated >= sequence.sampling.max_new_tokens:
+                sequence.finish = FinishReason("length")
+                return count
+        return len(token_ids)
+
+    def _emit(self, sequence: Sequence, token_ids: list[int], logprobs: list[Logprob] | None = None) -> None:
+        prompt_logprobs = None
+        if sequence.wants_prompt_logprobs and token_ids:
+            prompt_logprobs = sequence.prompt_logprobs
+            sequence.prompt_logprobs_sent = True
+        self._token_outputs.append(
+            TokenOutput(
+                rid=sequence.rid,
+                choice=sequence.choice,
+                token_ids=token_ids,
+                prompt_len=sequence.prompt_len,
+                num_cached=sequence.num_cached,
+                finish=sequence.finish,
+                logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
+            )
+        )
+
+    # ---- endings
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        sequence.finish = reason
+        self._retire(sequence)
+
+    def _retire(self, sequence: Sequence) -> None:
+        """A finished sequence gives back all it has."""
+        if sequence.slot is not None:
+            self._leave_slot(sequence)
+        else:
+            self._waiting.remove(sequence)
+        choices = self._requests[sequence.rid]
+        choices.remove(sequence)
+        if not choices:
+            del self._requests[sequence.rid]
+
+    def _fail(self, rid: str, message: str) -> None:
+        """End every choice of one request with an error; all others go on."""
+        for sequence in list(self._requests.get(rid, ())):
+            sequence.num_written = 0  # nothing of a failed computation may be reused
+            self._finish(sequence, FinishReason("abort"))
+        self._other_outputs.append(RequestFailed(rid, 500, message))
+
+    def _sequences(self) -> Iterator[Sequence]:
+        for choices in self._requests.values():
+            yield from choices
