@@ -1,0 +1,48 @@
+# One command for each chore. CI runs the same ones.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SERVE_FLAGS ?=
+
+.PHONY: install serve test check format gpu-test bench results clean
+
+install: $(INSTALLED)
+
+# torch comes first and alone: the range in pyproject.toml then finds it installed.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(INSTALLED)
+
+serve: install
+	$(BIN)/python -m slipstream.launch_server $(SERVE_FLAGS)
+
+test: install
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: install
+	$(BIN)/ruff check python test scripts
+	$(BIN)/ruff format --check python test scripts
+	$(BIN)/mypy
+	$(BIN)/python -m pytest test/unit/architecture
+
+format: install
+	$(BIN)/ruff check --fix python test scripts
+	$(BIN)/ruff format python test scripts
+
+gpu-test: install
+	$(BIN)/python -m pytest -m gpu
+
+bench: install
+	$(BIN)/python scripts/compare_transformers.py
+	$(BIN)/slipstream bench one-batch
+	$(BIN)/slipstream bench serving
+
+results: install
+	$(BIN)/python scripts/make_results.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

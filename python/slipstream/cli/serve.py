@@ -1,0 +1,50 @@
+"""`slipstream serve`: parse the flags, resolve them, serve."""
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from slipstream.config.flags import FlagParser, add_flags, flag_name, from_namespace
+from slipstream.config.options import LaunchOptions
+from slipstream.config.resolve import Resolved
+from slipstream.errors import SlipstreamError
+from slipstream.launch.prepare import prepare
+from slipstream.launch.serve import serve
+from slipstream.log import setup_logging
+
+
+def make_parser() -> FlagParser:
+    """The parser of every server flag."""
+    parser = FlagParser(prog="slipstream serve", description="Serve a model over HTTP.")
+    add_flags(parser, LaunchOptions)
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every resolved value with its reason, and exit"
+    )
+    return parser
+
+
+def main(args: list[str]) -> int:
+    """Returns the exit code: 0 after a signal, 1 after a failure, 2 for a bad flag."""
+    namespace = make_parser().parse_args(args)
+    options = from_namespace(LaunchOptions, namespace)
+    try:
+        spec, resolved = prepare(options)
+        if namespace.print_config:
+            print_config(resolved)
+            return 0
+        setup_logging("server", resolved.server.log_level)
+        return serve(options, spec, resolved)
+    except SlipstreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def print_config(resolved: Resolved) -> None:
+    """A table of flag, value and reason. Secrets are shown as ***."""
+    table = Table("flag", "value", "reason", box=None)
+    secrets = {name for name, field in LaunchOptions.__dataclass_fields__.items() if field.metadata["secret"]}
+    for name, (value, reason) in sorted(resolved.reasons.items()):
+        shown = "***" if name in secrets and value is not None else str(value)
+        table.add_row(flag_name(name), shown, reason)
+    Console(soft_wrap=True).print(table)

@@ -1,0 +1,200 @@
+"""The offline Engine: generate from Python, without HTTP.
+
+from slipstream import Engine
+
+with Engine() as engine:  # no model path: the small model that ships with Slipstream
+    for answer in engine.generate(["def main():", "import os"], {"max_new_tokens": 32, "temperature": 0}):
+        print(answer.text)
+"""
+
+import asyncio
+import itertools
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import msgspec
+from rich.progress import Progress
+
+from slipstream.config.options import LaunchOptions
+from slipstream.errors import ConfigError, RequestError, WorkerDied
+from slipstream.launch.in_process import InProcessRuntime
+from slipstream.launch.prepare import prepare
+from slipstream.launch.process_runtime import ProcessRuntime
+from slipstream.launch.runtime import Runtime
+from slipstream.messages.sampling import SamplingParams
+from slipstream.messages.to_server import TextOutput, TokenText, ToServer
+from slipstream.messages.to_tokenizer import ChatPrompt, Generate, Prompt, TextPrompt, TokenPrompt
+from slipstream.server.client import Client
+
+Promptlike = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""Text, token ids, or chat messages in OpenAI's form."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finished choice. `logprobs` has one entry for each token if they were asked for."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str  # "stop" | "length" | "abort"
+    prompt_len: int
+    num_cached: int
+    choice: int = 0
+    logprobs: list[TokenText] | None = None
+    prompt_logprobs: list[TokenText] | None = None
+
+
+@dataclass
+class _Collected:
+    """Outputs of one choice as they come."""
+
+    outputs: list[TextOutput] = field(default_factory=list)
+
+    def answer(self) -> Answer:
+        first, last = self.outputs[0], self.outputs[-1]
+        assert last.finish is not None
+        logprobs = [item for output in self.outputs for item in output.logprobs or ()]
+        return Answer(
+            text="".join(output.text for output in self.outputs),
+            token_ids=[token_id for output in self.outputs for token_id in output.token_ids],
+            finish_reason=last.finish.type,
+            prompt_len=last.prompt_len,
+            num_cached=last.num_cached,
+            choice=last.choice,
+            logprobs=logprobs if last.logprobs is not None else None,
+            prompt_logprobs=first.prompt_logprobs,
+        )
+
+
+class Engine:
+    """A model, loaded and ready. Options are those of `slipstream serve`, by their field names.
+
+    With `in_process` (the default) tokenizer, scheduler and worker share one background thread of this process;
+    otherwise they are the same three processes as behind the server. Close the engine, or use it in a `with`.
+    """
+
+    def __init__(self, model_path: str | None = None, *, in_process: bool = True, **options: Any) -> None:
+        try:
+            launch = LaunchOptions(model_path=model_path, **options)
+        except TypeError as error:
+            raise ConfigError(f"Engine: {error}") from None
+        self.spec, self.resolved = prepare(launch)
+        self._seeds = itertools.count(self.resolved.server.random_seed)
+        self._rids = itertools.count()
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._failure: str | None = None
+        self._closed = False
+        kind = InProcessRuntime if in_process else ProcessRuntime
+        self._runtime: Runtime = kind(self.resolved, self._loop, self._on_message, self._on_failure)
+        self._client = Client(self._runtime.to_tokenizer)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="slipstream-engine")
+        self._thread.start()
+        self._runtime.start()
+        self._ready.wait()
+        if self._failure is not None:
+            failure = self._failure
+            self.close()
+            raise WorkerDied(failure)
+
+    def generate(
+        self,
+        prompts: Promptlike | Sequence[Promptlike],
+        sampling_params: Mapping[str, Any] | None = None,
+        *,
+        progress: bool = False,
+    ) -> Any:
+        """Answer one prompt (returns an Answer) or many (returns a list in order); with n > 1 a list of choices each.
+
+        `sampling_params` takes the names of POST /generate: max_new_tokens, temperature, top_p, top_k, min_p, n,
+        sampling_seed, stop, stop_token_ids, ignore_eos, min_new_tokens, presence_penalty, frequency_penalty,
+        repetition_penalty, logit_bias, skip_special_tokens, top_logprobs. Raises RequestError for a wrong one.
+        """
+        many = _is_many(prompts)
+        batch: list[Promptlike] = list(prompts) if many else [prompts]  # type: ignore[arg-type,list-item]
+        requests = [self._request(prompt, sampling_params or {}) for prompt in batch]
+        future = asyncio.run_coroutine_threadsafe(self._answer_all(requests, progress), self._loop)
+        try:
+            answers = future.result()
+        except KeyboardInterrupt:
+            future.cancel()  # aborts what still runs
+            raise
+        return answers if many else answers[0]
+
+    async def stream(
+        self, prompt: Promptlike, sampling_params: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[TextOutput]:
+        """The outputs of one prompt as they come, in any event loop. Leaving the loop early aborts the request."""
+        request = self._request(prompt, sampling_params or {})
+        here = asyncio.get_running_loop()
+        queue: asyncio.Queue[TextOutput | BaseException | None] = asyncio.Queue()
+        pump = asyncio.run_coroutine_threadsafe(self._pump(request, here, queue), self._loop)
+        try:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            pump.cancel()
+
+    def flush_cache(self) -> None:
+        """Forget cached prefixes; raises RequestError while requests run."""
+        asyncio.run_coroutine_threadsafe(self._client.flush_cache(), self._loop).result()
+
+    def close(self) -> None:
+        """Stop everything. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.call_soon_threadsafe(self._client.fail_all, WorkerDied("the engine was closed"))
+        self._runtime.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- inside
+
+    def _on_message(self, message: ToServer) -> None:
+        self._client.handle(message)
+        if isinstance(message, self._runtime.ready_kind):
+            self._ready.set()
+
+    def _on_failure(self, reason: str) -> None:
+        self._failure = reason
+        self._client.fail_all(WorkerDied(reason))
+        self._ready.set()
+
+    def _request(self, prompt: Promptlike, values: Mapping[str, Any]) -> Generate:
+        if self._closed or self._failure is not None:
+            raise WorkerDied(self._failure or "the engine is closed")
+        return native_request(f"engine-{next(self._rids)}", _prompt(prompt), values, next(self._seeds))
+
+    async def _answer_all(self, requests: list[Generate], progress: bool) -> list[Any]:
+        limit = asyncio.Semaphore(4 * self.resolved.scheduler.max_running_requests)
+        with Progress(disable=not progress) as bar:
+            task = bar.add_task("generating", total=len(requests))
+
+            async def answer(request: Generate) -> Any:
+                async with limit:
+                    choices = await self._answer(request)
+                bar.advance(task)
+                return choices if request.num_choices > 1 else choices[0]
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(answer(request)) for request in requests]
+        return [task.result() for task in tasks]
+
+    async def _answer(self, request: Generate) -> list[Answer]:
+        collected: dict[int, _Collected] = {}
+        async with self._client.generate(request) as generation:
+            async for output in generation:
+                collected.setdefault(output.choice, _Collected()).outputs.append(output)
+        return [collected[choice].answer() for choice in sorted(collected)]

@@ -1,0 +1,119 @@
+"""The child processes of one run: started together, watched, stopped together."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from slipstream.config.resolve import Resolved
+from slipstream.launch.child import ChildSetup
+from slipstream.launch.endpoints import make_endpoints, remove_endpoints
+from slipstream.messages.codec import Codec
+from slipstream.messages.queues import MAX_FRAME_BYTES, ZmqOutbox
+from slipstream.messages.to_server import ProcessFailed, ToServer
+from slipstream.messages.to_tokenizer import FromServer, ToTokenizer
+
+STOP_TIMEOUT_S = 3.0
+
+
+class Cluster:
+    """Tokenizer, scheduler and worker processes, and the sockets to them. Lives in one event loop.
+
+    `on_message` gets everything that the children send to the server, in the event loop.
+    """
+
+    def __init__(self, resolved: Resolved, on_message: Callable[[ToServer], None]) -> None:
+        self._configs = {"tokenizer": resolved.tokenizer, "scheduler": resolved.scheduler, "worker": resolved.worker}
+        self._on_message = on_message
+        self._endpoints = make_endpoints()
+        self._context: zmq.asyncio.Context = zmq.asyncio.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        self._inbox.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        self._inbox.setsockopt(zmq.LINGER, 0)
+        self._inbox.bind(self._endpoints.server)
+        self._plain_context = zmq.Context.shadow(self._context)
+        self.to_tokenizer: ZmqOutbox[FromServer] = ZmqOutbox(
+            self._plain_context, self._endpoints.tokenizer, ToTokenizer
+        )
+        self._children: dict[str, asyncio.subprocess.Process] = {}
+        self._failure: str | None = None  # a child's own last words
+        self._pump: asyncio.Task[None] | None = None
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids by role."""
+        return {role: child.pid for role, child in self._children.items()}
+
+    async def start(self) -> None:
+        """Start all children; they report by messages."""
+        self._pump = asyncio.create_task(self._receive())
+        for role, config in self._configs.items():
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "slipstream.launch.child",
+                role,
+                stdin=asyncio.subprocess.PIPE,
+                start_new_session=True,
+                env=_child_environment(role),
+            )
+            self._children[role] = child
+            assert child.stdin is not None
+            child.stdin.write(msgspec.json.encode(ChildSetup(self._endpoints, config)) + b"\n")
+            await child.stdin.drain()
+
+    async def wait_for_failure(self) -> str:
+        """Returns when a child has ended, with one sentence that says which and why."""
+        waits = {asyncio.create_task(child.wait()): role for role, child in self._children.items()}
+        done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.sleep(0.05)  # its last message may still be on the way
+        if self._failure is not None:
+            return self._failure
+        ended = next(iter(done))
+        return f"the {waits[ended]} process ended {_exit_text(ended.result())}"
+
+    async def stop(self) -> None:
+        """End all children: first by closing their stdin, then by force. Removes the sockets."""
+        for child in self._children.values():
+            if child.stdin is not None:
+                child.stdin.close()
+        waits = [asyncio.create_task(child.wait()) for child in self._children.values()]
+        if waits:
+            _, pending = await asyncio.wait(waits, timeout=STOP_TIMEOUT_S)
+            if pending:
+                for child in self._children.values():
+                    if child.returncode is None:
+                        child.kill()
+                await asyncio.wait(pending)
+        if self._pump is not None:
+            self._pump.cancel()
+        self.to_tokenizer.close()
+        self._inbox.close()
+        self._context.destroy(linger=0)
+        remove_endpoints(self._endpoints)
+
+    async def _receive(self) -> None:
+        codec: Codec[ToServer] = Codec(ToServer)
+        while True:
+            message = codec.decode(await self._inbox.recv())
+            if isinstance(message, ProcessFailed) and self._failure is None:
+                self._failure = message.message
+            self._on_message(message)
+
+
+def _child_environment(role: str) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment["PYTHONUNBUFFERED"] = "1"
+    if role != "worker":
+        environment["OMP_NUM_THREADS"] = "1"  # only the worker computes
+    return environment
+
+
+def _exit_text(code: int) -> str:
+    return f"by signal {-code}" if code < 0 else f"with exit code {code}"

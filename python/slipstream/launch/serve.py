@@ -1,0 +1,185 @@
+"""The server process: start the children, serve HTTP, watch, drain, and end with the right exit code."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from slipstream.config.options import LaunchOptions
+from slipstream.config.resolve import Resolved
+from slipstream.errors import ConfigError, WorkerDied
+from slipstream.hf_transformers.spec import ModelSpec
+from slipstream.launch.cluster import Cluster
+from slipstream.launch.display import StartupDisplay
+from slipstream.log import get_logger
+from slipstream.messages.to_server import Progress, Stage, ToServer
+from slipstream.messages.to_tokenizer import SchedulerReady
+from slipstream.server.app import create_app
+from slipstream.server.client import Client
+from slipstream.server.info import server_info
+from slipstream.server.state import ServerState, health
+
+logger = get_logger(__name__)
+
+HEALTH_CHECK_S = 0.25
+LAST_ANSWERS_S = 1.0  # after a failure: time for the error answers to leave
+NUM_SECONDS_CLOSE = 2
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, with signals left to Server below."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Server:
+    """One run of the server. serve() returns the exit code."""
+
+    def __init__(self, options: LaunchOptions, spec: ModelSpec, resolved: Resolved) -> None:
+        self._spec = spec
+        self._resolved = resolved
+        self._config = resolved.server
+        self._display = StartupDisplay()
+        self._state = ServerState()
+        self._socket = _listen(self._config.host, self._config.port)
+        self._interrupts = 0
+        self._interrupted = asyncio.Event()
+
+    @property
+    def url(self) -> str:
+        """Where clients reach this server."""
+        host, port = self._socket.getsockname()[:2]
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+        return f"http://{shown}:{port}"
+
+    async def serve(self) -> int:
+        """Serve until a signal (0) or a failure (1)."""
+        self._catch_signals()
+        self._display.line(f"model {self._config.served_model_name}: {self._spec.architecture} from {self._spec.path}")
+        cluster = Cluster(self._resolved, self._on_message)
+        self._client = Client(cluster.to_tokenizer)
+        app = create_app(self._config, self._client, self._state, lambda: server_info(self._resolved, self._state))
+        http = HttpServer(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=NUM_SECONDS_CLOSE,
+                timeout_keep_alive=30,
+                lifespan="off",
+                server_header=False,
+            )
+        )
+        serving = asyncio.create_task(http.serve(sockets=[self._socket]))
+        try:
+            await cluster.start()
+            failure = await self._watch(cluster)
+            if failure is not None:
+                await self._fail(failure)
+                return 1
+            await self._drain()
+            return 0
+        finally:
+            self._display.close()
+            http.should_exit = True
+            http.force_exit = self._interrupts > 1
+            await serving
+            await cluster.stop()
+
+    def _on_message(self, message: ToServer) -> None:
+        self._state.handle(message, time.monotonic())
+        self._client.handle(message)
+        if isinstance(message, Stage | Progress):
+            self._display.show(message)
+        elif isinstance(message, SchedulerReady):
+            self._announce(message)
+
+    def _announce(self, ready: SchedulerReady) -> None:
+        """The last word of a start: limits and the URL."""
+        elapsed_s = self._display.elapsed_s
+        self._state.ready(elapsed_s)
+        self._display.line(
+            f"ready in {elapsed_s:.1f} s: up to {self._config.max_running_requests} requests at once, "
+            f"{ready.num_pages} KV pages of {ready.page_size} tokens, {ready.max_sequence_len} tokens each at most"
+        )
+        self._display.line(f"serving {self._config.served_model_name} at {self.url}")
+
+    async def _watch(self, cluster: Cluster) -> str | None:
+        """Until the first signal (None) or until something has died or hangs (one sentence)."""
+        death = asyncio.create_task(cluster.wait_for_failure())
+        interrupt = asyncio.create_task(self._interrupted.wait())
+        try:
+            while True:
+                await asyncio.wait({death, interrupt}, timeout=HEALTH_CHECK_S, return_when=asyncio.FIRST_COMPLETED)
+                if death.done():
+                    return death.result()
+                if interrupt.done():
+                    return None
+                if self._state.phase == "ready":
+                    healthy, reason = health(self._state, time.monotonic(), self._config.watchdog_timeout_s)
+                    if not healthy:
+                        return reason
+        finally:
+            death.cancel()
+            interrupt.cancel()
+
+    async def _fail(self, failure: str) -> None:
+        """Answer every open request with the error, say why, give the answers a moment to leave."""
+        was_ready = self._state.phase != "starting"
+        self._state.fail(failure)
+        self._display.close()
+        self._display.line(f"error: {failure}")
+        self._client.fail_all(WorkerDied(failure))
+        if was_ready:
+            await asyncio.sleep(LAST_ANSWERS_S)
+
+    async def _drain(self) -> None:
+        """Let running requests finish for drain_timeout_s; a second signal cuts that short."""
+        self._state.drain()
+        num_open = self._client.num_requests
+        self._display.line(f"stopping: {num_open} requests may finish within {self._config.drain_timeout_s:g} s")
+        deadline = time.monotonic() + self._config.drain_timeout_s
+        while self._client.num_requests and time.monotonic() < deadline and self._interrupts < 2:
+            await asyncio.sleep(0.02)
+        if self._client.num_requests:
+            self._display.line(f"{self._client.num_requests} requests were cut off")
+            self._client.fail_all(WorkerDied("the server is shutting down"))
+            await asyncio.sleep(0.1)
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        self._interrupts += 1
+        self._interrupted.set()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises ConfigError when the address is taken or not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; change --host or --port") from None
+    listener.listen(2048)
+    return listener
+
+
+def serve(options: LaunchOptions, spec: ModelSpec, resolved: Resolved) -> int:
+    """Run a server to its end; returns the exit code."""
+
+    async def run() -> int:
+        return await Server(options, spec, resolved).serve()
+
+    return asyncio.run(run())

@@ -1,0 +1,71 @@
+"""A field is a flag: parsing, limits, unknown flags, secrets."""
+
+import argparse
+
+import pytest
+from slipstream.config.flags import FlagParser, add_flags, check_fields, from_namespace
+from slipstream.config.options import LaunchOptions
+from slipstream.errors import ConfigError
+
+
+def parse(*args: str) -> LaunchOptions:
+    parser = FlagParser()
+    add_flags(parser, LaunchOptions)
+    return from_namespace(LaunchOptions, parser.parse_args(list(args)))
+
+
+def test_no_flags_give_the_defaults() -> None:
+    assert parse() == LaunchOptions()
+
+
+def test_each_kind_of_value_is_read() -> None:
+    options = parse("--port", "8000", "--context-length", "4096", "--mem-fraction-static=0.5", "--disable-radix-cache",
+                    "--max-total-tokens", "auto", "--model-path", "m", "--log-level", "debug")  # fmt: skip
+    assert (options.port, options.context_length, options.mem_fraction_static) == (8000, 4096, 0.5)
+    assert (options.disable_radix_cache, options.max_total_tokens, options.model_path) == (True, "auto", "m")
+    assert options.log_level == "debug"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--prot", "1"], ["--prot", "did you mean --port"]),
+        (["--port", "many"], ["--port", "'many' is not a whole number"]),
+        (["--mem-fraction-static", "half"], ["'half' is not a number"]),
+        (["--device", "tpu"], ["'tpu' is not one of: auto, cpu, cuda"]),
+        (["--max-run", "3"], ["unknown flag --max-run"]),
+    ],
+)
+def test_a_bad_flag_is_named_with_what_to_do(
+    args: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parse(*args)
+    assert exit_info.value.code == 2
+    message = capsys.readouterr().err
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"port": 70000}, "--port is 70000; it must be at most 65535"),
+        ({"max_running_requests": 0}, "--max-running-requests is 0; it must be at least 1"),
+        ({"dtype": "int3"}, "--dtype is 'int3'; choose one of"),
+        ({"mem_fraction_static": 1.5}, "--mem-fraction-static is 1.5; it must be at most 0.99"),
+    ],
+)
+def test_limits_hold_for_options_made_in_python_too(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        check_fields(LaunchOptions(**changes))  # type: ignore[arg-type]
+
+
+def test_every_field_has_help_and_the_help_page_prints() -> None:
+    parser = FlagParser()
+    add_flags(parser, LaunchOptions)
+    page = parser.format_help()
+    for name, field in LaunchOptions.__dataclass_fields__.items():
+        assert field.metadata["help"]
+        assert "--" + name.replace("_", "-") in page
+    assert isinstance(parser, argparse.ArgumentParser)

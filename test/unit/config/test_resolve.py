@@ -1,0 +1,63 @@
+"""From options to configurations: what auto becomes, and what cannot go together."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+from slipstream.config.machine import Machine
+from slipstream.config.options import LaunchOptions
+from slipstream.config.resolve import resolve
+from slipstream.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Model:
+    path: str = "/models/small"
+    name: str = "small"
+    layout: str = "mistral"
+    dtype: str = "bfloat16"
+    context_length: int = 2048
+    vocab_size: int = 4096
+    eos_token_ids: tuple[int, ...] = (2,)
+    tokenizer_kind: str = "tekken"
+    tokenizer_path: str = "/models/small/tekken.json"
+
+
+LAPTOP = Machine(has_cuda=False, has_bf16_instructions=False, num_cores=2, memory_bytes=8 * 2**30)
+
+
+def test_auto_follows_the_machine() -> None:
+    old = resolve(LaunchOptions(), Model(), LAPTOP, system_seed=5)
+    new = resolve(LaunchOptions(), Model(), dataclasses.replace(LAPTOP, has_bf16_instructions=True), system_seed=5)
+    gpu = resolve(LaunchOptions(), Model(dtype="float16"), dataclasses.replace(LAPTOP, has_cuda=True), system_seed=5)
+    assert (old.worker.device, old.worker.dtype) == ("cpu", "float32")
+    assert (new.worker.device, new.worker.dtype) == ("cpu", "bfloat16")
+    assert (gpu.worker.device, gpu.worker.dtype) == ("cuda", "float16")
+
+
+def test_the_user_s_value_wins_and_every_option_has_a_reason() -> None:
+    options = LaunchOptions(dtype="float32", context_length=100, random_seed=9, served_model_name="mine")
+    resolved = resolve(options, Model(), LAPTOP, system_seed=5)
+    assert resolved.worker.dtype == "float32"
+    assert resolved.scheduler.context_length == resolved.worker.context_length == 100
+    assert (resolved.server.random_seed, resolved.server.served_model_name) == (9, "mine")
+    assert resolved.reasons["dtype"] == ("float32", "as given")
+    assert resolved.reasons["page_size"][1] != ""
+    assert set(resolved.reasons) == set(LaunchOptions.__dataclass_fields__)
+
+
+def test_overlap_and_prefix_cache_switches_reach_the_scheduler() -> None:
+    resolved = resolve(LaunchOptions(disable_radix_cache=True, disable_overlap_schedule=True), Model(), LAPTOP, 5)
+    assert (resolved.scheduler.prefix_cache, resolved.scheduler.max_steps_in_flight) == (False, 1)
+    resolved = resolve(LaunchOptions(), Model(), LAPTOP, 5)
+    assert (resolved.scheduler.prefix_cache, resolved.scheduler.max_steps_in_flight) == (True, 2)
+
+
+def test_a_context_longer_than_the_model_s_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--context-length is 4096, .* at most 2048"):
+        resolve(LaunchOptions(context_length=4096), Model(), LAPTOP, 5)
+
+
+def test_a_pool_smaller_than_a_page_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--max-total-tokens is 10, less than one page: --page-size is 16"):
+        resolve(LaunchOptions(max_total_tokens=10), Model(), LAPTOP, 5)
