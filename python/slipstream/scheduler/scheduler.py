@@ -305,25 +305,29 @@ class Scheduler:
         if first and sequence.slot is not None:
             self._publish(sequence)
         logprobs = result.logprobs[:num_kept] if result.logprobs is not None else None
-        self._emit(sequence, sequence.token_ids[-num_kept:], logprobs)
+        self._emit(sequence, result.token_ids[:num_kept], logprobs)
         if sequence.finish is not None:
             self._retire(sequence)
 
     def _append(self, sequence: Sequence, token_ids: list[int]) -> int:
-        """Append committed tokens up to the first stop or the length limit; returns how many were kept."""
-        for count, token_id in enumerate(token_ids, start=1):
+        """Append committed tokens up to the first stop or the length limit; returns how many were kept.
+
+        With max_new_tokens 0, which scores a prompt, not even the first is kept.
+        """
+        room = sequence.sampling.max_new_tokens - sequence.num_generated
+        for count, token_id in enumerate(token_ids[:room], start=1):
             sequence.token_ids.append(token_id)
             if token_id in sequence.stop_ids:
                 sequence.finish = FinishReason("stop", token_id)
                 return count
-            if sequence.num_generated >= sequence.sampling.max_new_tokens:
-                sequence.finish = FinishReason("length")
-                return count
-        return len(token_ids)
+        if len(token_ids) >= room:
+            sequence.finish = FinishReason("length")
+        return min(len(token_ids), room)
 
     def _emit(self, sequence: Sequence, token_ids: list[int], logprobs: list[Logprob] | None = None) -> None:
         prompt_logprobs = None
-        if sequence.wants_prompt_logprobs and token_ids:
+        was_aborted = sequence.finish is not None and sequence.finish.type == "abort"
+        if sequence.wants_prompt_logprobs and not was_aborted:
             prompt_logprobs = sequence.prompt_logprobs
             sequence.prompt_logprobs_sent = True
         self._token_outputs.append(

@@ -183,6 +183,15 @@ def test_prompt_logprobs_skip_the_cache_and_come_whole_and_once() -> None:
     assert harness.num_cached["scored", 0] == 0
 
 
+def test_no_new_tokens_scores_the_prompt_and_nothing_else() -> None:
+    harness = Harness(scheduler_config(), num_pages=40)
+    harness.add("a", [1, 2, 3], max_new_tokens=0, prompt_logprobs_from=0)
+    harness.run()
+    assert harness.tokens["a", 0] == []
+    assert harness.finishes["a", 0] == FinishReason("length")
+    assert [item.token_id for item in harness.prompt_logprobs["a", 0]] == [2, 3]
+
+
 def test_flush_is_refused_while_anything_runs() -> None:
     harness = Harness(scheduler_config(), num_pages=40)
     harness.add("a", [1, 2, 3, 4, 0])
