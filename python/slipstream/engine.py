@@ -10,23 +10,27 @@ with Engine() as engine:  # no model path: the small model that ships with Slips
 import asyncio
 import itertools
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-import msgspec
 from rich.progress import Progress
 
 from slipstream.config.options import LaunchOptions
-from slipstream.errors import ConfigError, RequestError, WorkerDied
+from slipstream.errors import ConfigError, RequestError, SlipstreamError, WorkerDied
 from slipstream.launch.in_process import InProcessRuntime
 from slipstream.launch.prepare import prepare
 from slipstream.launch.process_runtime import ProcessRuntime
 from slipstream.launch.runtime import Runtime
-from slipstream.messages.sampling import SamplingParams
 from slipstream.messages.to_server import TextOutput, TokenText, ToServer
-from slipstream.messages.to_tokenizer import ChatPrompt, Generate, Prompt, TextPrompt, TokenPrompt
+from slipstream.messages.to_tokenizer import ChatPrompt, Generate, Prompt, SchedulerReady, TextPrompt, TokenPrompt
 from slipstream.server.client import Client
+from slipstream.server.limits import check_token_ids
+from slipstream.server.schemas.base import parse
+from slipstream.server.schemas.generate import NativeSampling
+from slipstream.server.schemas.messages import check_messages
+from slipstream.server.schemas.sampling import sampling_params as concrete_params
+from slipstream.server.seeds import SeedSource
 
 Promptlike = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages in OpenAI's form."""
@@ -41,6 +45,7 @@ class Answer:
     finish_reason: str  # "stop" | "length" | "abort"
     prompt_len: int
     num_cached: int
+    prompt_index: int = 0
     choice: int = 0
     logprobs: list[TokenText] | None = None
     prompt_logprobs: list[TokenText] | None = None
@@ -81,7 +86,7 @@ class Engine:
         except TypeError as error:
             raise ConfigError(f"Engine: {error}") from None
         self.spec, self.resolved = prepare(launch)
-        self._seeds = itertools.count(self.resolved.server.random_seed)
+        self._seeds = SeedSource(self.resolved.server.random_seed)
         self._rids = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -94,46 +99,47 @@ class Engine:
         self._thread.start()
         self._runtime.start()
         self._ready.wait()
-        if self._failure is not None:
-            failure = self._failure
-            self.close()
-            raise WorkerDied(failure)
+        self._raise_failure()
 
     def generate(
         self,
         prompts: Promptlike | Sequence[Promptlike],
         sampling_params: Mapping[str, Any] | None = None,
         *,
+        top_logprobs: int | None = None,
+        prompt_logprobs_from: int | None = None,
         progress: bool = False,
-    ) -> Any:
-        """Answer one prompt (returns an Answer) or many (returns a list in order); with n > 1 a list of choices each.
+    ) -> list[Answer]:
+        """Answer one prompt or many: all answers in order of prompts, and with n > 1 of choices within each.
 
         `sampling_params` takes the names of POST /generate: max_new_tokens, temperature, top_p, top_k, min_p, n,
         sampling_seed, stop, stop_token_ids, ignore_eos, min_new_tokens, presence_penalty, frequency_penalty,
-        repetition_penalty, logit_bias, skip_special_tokens, top_logprobs. Raises RequestError for a wrong one.
+        repetition_penalty, logit_bias, skip_special_tokens. `top_logprobs` asks for logprobs of the answer, with that
+        many alternatives; `prompt_logprobs_from` for those of the prompt from this position on. `progress` shows a bar.
+        Raises RequestError for a wrong value, before anything runs, or for a prompt that is too long.
         """
-        many = _is_many(prompts)
-        batch: list[Promptlike] = list(prompts) if many else [prompts]  # type: ignore[arg-type,list-item]
-        requests = [self._request(prompt, sampling_params or {}) for prompt in batch]
+        batch: Sequence[Promptlike] = prompts if _is_many(prompts) else [prompts]  # type: ignore[assignment,list-item]
+        values = sampling_params or {}
+        requests = [self._request(prompt, values, top_logprobs, prompt_logprobs_from) for prompt in batch]
         future = asyncio.run_coroutine_threadsafe(self._answer_all(requests, progress), self._loop)
         try:
             answers = future.result()
         except KeyboardInterrupt:
             future.cancel()  # aborts what still runs
             raise
-        return answers if many else answers[0]
+        return [replace(answer, prompt_index=index) for index, group in enumerate(answers) for answer in group]
 
     async def stream(
-        self, prompt: Promptlike, sampling_params: Mapping[str, Any] | None = None
+        self, prompt: Promptlike, sampling_params: Mapping[str, Any] | None = None, *, top_logprobs: int | None = None
     ) -> AsyncIterator[TextOutput]:
-        """The outputs of one prompt as they come, in any event loop. Leaving the loop early aborts the request."""
-        request = self._request(prompt, sampling_params or {})
+        """The outputs of one prompt as they come, in any event loop. Closing the iterator aborts the request."""
+        request = self._request(prompt, sampling_params or {}, top_logprobs, None)
         here = asyncio.get_running_loop()
-        queue: asyncio.Queue[TextOutput | BaseException | None] = asyncio.Queue()
+        queue: asyncio.Queue[TextOutput | Exception | None] = asyncio.Queue()
         pump = asyncio.run_coroutine_threadsafe(self._pump(request, here, queue), self._loop)
         try:
             while (item := await queue.get()) is not None:
-                if isinstance(item, BaseException):
+                if isinstance(item, Exception):
                     raise item
                 yield item
         finally:
@@ -162,9 +168,15 @@ class Engine:
 
     # ---- inside
 
+    def _raise_failure(self) -> None:
+        """A start that failed closes the engine."""
+        if self._failure is not None:
+            self.close()
+            raise WorkerDied(self._failure)
+
     def _on_message(self, message: ToServer) -> None:
         self._client.handle(message)
-        if isinstance(message, self._runtime.ready_kind):
+        if isinstance(message, SchedulerReady):
             self._ready.set()
 
     def _on_failure(self, reason: str) -> None:
@@ -172,25 +184,50 @@ class Engine:
         self._client.fail_all(WorkerDied(reason))
         self._ready.set()
 
-    def _request(self, prompt: Promptlike, values: Mapping[str, Any]) -> Generate:
+    def _request(
+        self, prompt: Promptlike, values: Mapping[str, Any], top_logprobs: int | None, prompt_logprobs_from: int | None
+    ) -> Generate:
         if self._closed or self._failure is not None:
             raise WorkerDied(self._failure or "the engine is closed")
-        return native_request(f"engine-{next(self._rids)}", _prompt(prompt), values, next(self._seeds))
+        config = self.resolved.server
+        fields = parse(NativeSampling, dict(values), "sampling_params")
+        sampling = concrete_params(
+            fields,
+            config,
+            temperature=fields.temperature,
+            max_new_tokens=fields.max_new_tokens,
+            min_new_tokens=fields.min_new_tokens,
+            seed=self._seeds.next() if fields.sampling_seed is None else fields.sampling_seed,
+            top_logprobs=top_logprobs,
+            prompt_logprobs_from=prompt_logprobs_from,
+        )
+        return Generate(
+            rid=f"engine-{next(self._rids)}",
+            prompt=_prompt(prompt, config.vocab_size),
+            sampling=sampling,
+            num_choices=fields.n,
+            stop=tuple(fields.stop),
+            ignore_eos=fields.ignore_eos,
+            skip_special_tokens=fields.skip_special_tokens,
+        )
 
-    async def _answer_all(self, requests: list[Generate], progress: bool) -> list[Any]:
+    async def _answer_all(self, requests: list[Generate], progress: bool) -> list[list[Answer]]:
         limit = asyncio.Semaphore(4 * self.resolved.scheduler.max_running_requests)
         with Progress(disable=not progress) as bar:
             task = bar.add_task("generating", total=len(requests))
 
-            async def answer(request: Generate) -> Any:
+            async def answer(request: Generate) -> list[Answer]:
                 async with limit:
                     choices = await self._answer(request)
                 bar.advance(task)
-                return choices if request.num_choices > 1 else choices[0]
+                return choices
 
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(answer(request)) for request in requests]
-        return [task.result() for task in tasks]
+            tasks = [asyncio.create_task(answer(request)) for request in requests]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for other in tasks:
+                    other.cancel()
 
     async def _answer(self, request: Generate) -> list[Answer]:
         collected: dict[int, _Collected] = {}
@@ -198,3 +235,35 @@ class Engine:
             async for output in generation:
                 collected.setdefault(output.choice, _Collected()).outputs.append(output)
         return [collected[choice].answer() for choice in sorted(collected)]
+
+    async def _pump(
+        self, request: Generate, loop: asyncio.AbstractEventLoop, queue: "asyncio.Queue[TextOutput | Exception | None]"
+    ) -> None:
+        """Carry outputs from the engine's event loop to the caller's."""
+        last: Exception | None = None
+        try:
+            async with self._client.generate(request) as generation:
+                async for output in generation:
+                    loop.call_soon_threadsafe(queue.put_nowait, output)
+        except SlipstreamError as error:
+            last = error
+        loop.call_soon_threadsafe(queue.put_nowait, last)
+
+
+def _is_many(prompts: Promptlike | Sequence[Promptlike]) -> bool:
+    """Text, a list of ids and a list of messages are one prompt; a list of any of these is many."""
+    if isinstance(prompts, str) or not prompts:
+        return not isinstance(prompts, str)
+    return isinstance(prompts[0], str) or (isinstance(prompts[0], Sequence) and not isinstance(prompts[0], Mapping))
+
+
+def _prompt(prompt: Promptlike, vocab_size: int) -> Prompt:
+    if isinstance(prompt, str):
+        return TextPrompt(prompt)
+    messages = [dict(item) for item in prompt if isinstance(item, Mapping)]
+    token_ids = [item for item in prompt if isinstance(item, int)]
+    if messages and len(messages) == len(prompt):
+        return ChatPrompt(check_messages(messages))
+    if token_ids and len(token_ids) == len(prompt):
+        return TokenPrompt(check_token_ids(token_ids, vocab_size, "prompts"))
+    raise RequestError("a prompt is text, a list of token ids, or a list of chat messages", param="prompts")

@@ -67,7 +67,7 @@ def main() -> None:
     except SlipstreamError as error:
         to_server.put(ProcessFailed(role, str(error)))
         code = 1
-    except Exception as error:  # noqa: BLE001  the one border of a process: report, then die
+    except Exception as error:  # the one border of a process: report, then die
         logger.exception("unexpected error")
         to_server.put(ProcessFailed(role, f"unexpected {type(error).__name__}: {error}"))
         code = 1

@@ -36,8 +36,6 @@ class _LoopOutbox:
 class InProcessRuntime:
     """One background thread that does what the three processes do."""
 
-    to_tokenizer: LocalQueue[ToTokenizer]
-
     def __init__(
         self, resolved: Resolved, loop: asyncio.AbstractEventLoop, on_message: OnMessage, on_failure: OnFailure
     ) -> None:
@@ -45,7 +43,7 @@ class InProcessRuntime:
         self._loop = loop
         self._on_failure = on_failure
         self._to_server = _LoopOutbox(loop, on_message)
-        self.to_tokenizer = LocalQueue()
+        self.to_tokenizer: LocalQueue[ToTokenizer] = LocalQueue()
         self._to_scheduler: LocalQueue[ToScheduler] = LocalQueue()
         self._to_worker: LocalQueue[Plan] = LocalQueue()
         self._stopped = threading.Event()

@@ -5,14 +5,10 @@ import asyncio
 from slipstream.config.resolve import Resolved
 from slipstream.launch.cluster import Cluster
 from slipstream.launch.runtime import OnFailure, OnMessage
-from slipstream.messages.queues import Outbox
-from slipstream.messages.to_tokenizer import FromServer
 
 
 class ProcessRuntime:
     """A Cluster that lives in `loop`, which another thread runs."""
-
-    to_tokenizer: Outbox[FromServer]
 
     def __init__(
         self, resolved: Resolved, loop: asyncio.AbstractEventLoop, on_message: OnMessage, on_failure: OnFailure

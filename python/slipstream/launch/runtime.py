@@ -14,7 +14,8 @@ OnFailure = Callable[[str], None]
 class Runtime(Protocol):
     """Tokenizer, scheduler and worker behind one outbox. Both callbacks are called in the owner's event loop."""
 
-    to_tokenizer: Outbox[FromServer]
+    @property
+    def to_tokenizer(self) -> Outbox[FromServer]: ...
 
     def start(self) -> None:
         """Begin to load; SchedulerReady comes when requests may be sent."""
