@@ -13,6 +13,7 @@ from typing import Self
 import httpx
 import psutil
 
+MODEL = "slipstream-embedded"
 START_TIMEOUT_S = 60.0
 
 
@@ -75,7 +76,7 @@ class LiveServer:
 
     def status(self) -> dict[str, int]:
         """The scheduler's last heartbeat."""
-        answer: dict[str, int] = httpx.get(f"{self.url}/get_server_info", timeout=10).json()["status"]
+        answer: dict[str, int] = httpx.get(f"{self.url}/get_server_info", timeout=10).json()["internal_states"][0]
         return answer
 
     def wait_for_status(self, timeout_s: float = 10.0, **wanted: int) -> dict[str, int]:

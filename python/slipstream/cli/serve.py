@@ -34,7 +34,7 @@ def main(args: list[str]) -> int:
             print_config(resolved)
             return 0
         setup_logging("server", resolved.server.log_level)
-        return serve(options, spec, resolved)
+        return serve(spec, resolved)
     except SlipstreamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

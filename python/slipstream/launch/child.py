@@ -30,11 +30,14 @@ EXIT_GRACE_S = 2.0  # how long a child may take to end by itself after its paren
 PR_SET_PDEATHSIG = 1
 
 
+ChildConfig = TokenizerConfig | SchedulerConfig | WorkerConfig
+
+
 class ChildSetup(msgspec.Struct, frozen=True):
     """What a child gets from its parent: where everybody listens, and its own configuration."""
 
     endpoints: Endpoints
-    config: TokenizerConfig | SchedulerConfig | WorkerConfig
+    config: ChildConfig
 
 
 CONFIGS: dict[str, type[Any]] = {

@@ -4,13 +4,14 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import zmq
 import zmq.asyncio
 
 from slipstream.config.resolve import Resolved
-from slipstream.launch.child import ChildSetup
+from slipstream.launch.child import ChildConfig, ChildSetup
 from slipstream.launch.endpoints import make_endpoints, remove_endpoints
 from slipstream.messages.codec import Codec
 from slipstream.messages.queues import MAX_FRAME_BYTES, ZmqOutbox
@@ -27,7 +28,11 @@ class Cluster:
     """
 
     def __init__(self, resolved: Resolved, on_message: Callable[[ToServer], None]) -> None:
-        self._configs = {"tokenizer": resolved.tokenizer, "scheduler": resolved.scheduler, "worker": resolved.worker}
+        self._configs: dict[str, ChildConfig] = {
+            "tokenizer": resolved.tokenizer,
+            "scheduler": resolved.scheduler,
+            "worker": resolved.worker,
+        }
         self._on_message = on_message
         self._endpoints = make_endpoints()
         self._context: zmq.asyncio.Context = zmq.asyncio.Context()
@@ -35,10 +40,8 @@ class Cluster:
         self._inbox.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         self._inbox.setsockopt(zmq.LINGER, 0)
         self._inbox.bind(self._endpoints.server)
-        self._plain_context = zmq.Context.shadow(self._context)
-        self.to_tokenizer: ZmqOutbox[FromServer] = ZmqOutbox(
-            self._plain_context, self._endpoints.tokenizer, ToTokenizer
-        )
+        plain: zmq.Context[Any] = zmq.Context.shadow(self._context)
+        self.to_tokenizer: ZmqOutbox[FromServer] = ZmqOutbox(plain, self._endpoints.tokenizer, ToTokenizer)
         self._children: dict[str, asyncio.subprocess.Process] = {}
         self._failure: str | None = None  # a child's own last words
         self._pump: asyncio.Task[None] | None = None

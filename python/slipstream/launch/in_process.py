@@ -75,6 +75,7 @@ class InProcessRuntime:
             self._to_scheduler,
             self._to_server,
             eos_token_ids=self._resolved.tokenizer.eos_token_ids,
+            vocab_size=self._resolved.tokenizer.vocab_size,
         )
         worker = load_worker(self._resolved.worker, self._to_server)
         scheduler = SchedulerLoop(self._resolved.scheduler, self._to_scheduler, self._to_worker, self.to_tokenizer)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from slipstream.config.options import LaunchOptions
 from slipstream.config.resolve import Resolved
 from slipstream.errors import ConfigError, WorkerDied
 from slipstream.hf_transformers.spec import ModelSpec
@@ -20,7 +19,6 @@ from slipstream.messages.to_server import Progress, Stage, ToServer
 from slipstream.messages.to_tokenizer import SchedulerReady
 from slipstream.server.app import create_app
 from slipstream.server.client import Client
-from slipstream.server.info import server_info
 from slipstream.server.state import ServerState, health
 
 logger = get_logger(__name__)
@@ -41,7 +39,7 @@ class HttpServer(uvicorn.Server):
 class Server:
     """One run of the server. serve() returns the exit code."""
 
-    def __init__(self, options: LaunchOptions, spec: ModelSpec, resolved: Resolved) -> None:
+    def __init__(self, spec: ModelSpec, resolved: Resolved) -> None:
         self._spec = spec
         self._resolved = resolved
         self._config = resolved.server
@@ -64,7 +62,8 @@ class Server:
         self._display.line(f"model {self._config.served_model_name}: {self._spec.architecture} from {self._spec.path}")
         cluster = Cluster(self._resolved, self._on_message)
         self._client = Client(cluster.to_tokenizer)
-        app = create_app(self._config, self._client, self._state, lambda: server_info(self._resolved, self._state))
+        options = {name: value for name, (value, _) in self._resolved.reasons.items()}
+        app = create_app(self._config, self._client, self._state, lambda: options)
         http = HttpServer(
             uvicorn.Config(
                 app,
@@ -176,10 +175,10 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(options: LaunchOptions, spec: ModelSpec, resolved: Resolved) -> int:
+def serve(spec: ModelSpec, resolved: Resolved) -> int:
     """Run a server to its end; returns the exit code."""
 
     async def run() -> int:
-        return await Server(options, spec, resolved).serve()
+        return await Server(spec, resolved).serve()
 
     return asyncio.run(run())

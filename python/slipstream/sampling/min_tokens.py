@@ -1,0 +1,44 @@
+"""min_new_tokens: stop ids cannot be drawn before that many tokens were generated."""
+
+from collections.abc import Sequence
+
+import torch
+
+from slipstream.messages.sampling import SamplingParams
+
+
+class MinTokens:
+    """For each slot that asks for it: the position from which stopping is allowed, and the stop ids on the device."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._device = device
+        self._masks: dict[int, tuple[int, torch.Tensor]] = {}  # slot -> position, ids [n] int64
+
+    def add(self, slot: int, params: SamplingParams, prompt_len: int) -> None:
+        """Take the slot's stop ids. Ids outside the vocabulary are left out: nothing can draw them."""
+        self.release(slot)
+        ids = sorted({i for i in params.stop_token_ids if 0 <= i < self._vocab_size})
+        if params.min_new_tokens > 0 and ids:
+            first = prompt_len + params.min_new_tokens
+            self._masks[slot] = first, torch.tensor(ids, dtype=torch.int64, device=self._device)
+
+    def release(self, slot: int) -> None:
+        self._masks.pop(slot, None)
+
+    def apply(self, logits: torch.Tensor, slots: Sequence[int], positions: Sequence[int]) -> None:
+        """Mask the stop ids of rows that draw an early position. In place. logits: [rows, vocab] fp32.
+
+        The token at `position` is generated token number position - prompt_len, from 0. A row in which nothing else can
+        be drawn keeps its stop ids: an early end is an answer, an empty distribution is none.
+        """
+        for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+            if (entry := self._masks.get(slot)) and position < entry[0]:
+                mask_unless_empty_(logits[row], entry[1])
+
+
+def mask_unless_empty_(logits: torch.Tensor, ids: torch.Tensor) -> None:
+    """Set `logits` [vocab] to -inf at `ids` [n] int64, unless that leaves nothing above -inf. In place, no sync."""
+    kept = logits[ids]
+    logits[ids] = -torch.inf
+    logits[ids] = torch.where(logits.amax() == -torch.inf, kept, -torch.inf)
