@@ -1,0 +1,62 @@
+"""The contract between a model, the paged KV cache and an attention backend: plan once per step, run once per layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """What one layer asks of attention. `scale` multiplies the scores."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The rows of one step, grouped by request: T rows of R requests, in the order of the requests.
+
+    The first `num_decode` requests have one row each. Row j of a request stands at position kv_len - num_rows + j and
+    attends to all positions up to its own.
+
+    Example with page_size 4: a request that decodes at position 5 and one that prefills positions 0..2 give
+    num_decode 1, num_rows (1, 3), kv_lens (6, 3), page_tables [[7, 2], [5, 0]] and kv_rows [9, 20, 21, 22]
+    (page 2, offset 1; then page 5, offsets 0..2).
+    """
+
+    num_decode: int
+    num_rows: tuple[int, ...]  # R
+    kv_lens: Tensor  # int64 [R]: tokens in the cache once this step has written its rows
+    kv_lens_cpu: tuple[int, ...]  # R: the same on the host, or an upper bound where only the device knows
+    page_tables: Tensor  # int32 [R, max pages]; unused entries are 0, the sink page
+    kv_rows: Tensor  # int64 [T]: page * page_size + offset where each row's key and value go
+
+
+class AttentionBackend(Protocol):
+    """One implementation of attention over the paged cache.
+
+    The cache of a layer is [num_pages, page_size, 2, num_kv_heads, head_dim]: keys at 0, values at 1.
+    """
+
+    def __init__(self, layers: Sequence[AttentionLayer], caches: Sequence[Tensor]) -> None: ...
+
+    @classmethod
+    def supports(cls, layers: Sequence[AttentionLayer], dtype: torch.dtype, device: torch.device) -> str | None:
+        """None, or one clause that says what this backend cannot do."""
+        ...
+
+    def plan(self, layout: Layout) -> None:
+        """Prepare everything that the layers of one step share."""
+        ...
+
+    def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write k and v into the cache, then attend: q [T, heads, head_dim], k and v [T, kv heads, head_dim], with
+        positions already applied -> [T, heads * head_dim].
+        """
+        ...

@@ -1,0 +1,30 @@
+"""Token embedding and the output head."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Embedding:
+    """Rows of a table [vocab, D]."""
+
+    __slots__ = ("weight",)
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """[T] int64 -> [T, D]."""
+        return F.embedding(token_ids, self.weight)
+
+
+class Head:
+    """Logits over the vocabulary; `weight` [vocab, D] is the embedding's where the model ties them."""
+
+    __slots__ = ("weight",)
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[rows, D] -> fp32 [rows, vocab]. The product has the weights' dtype and accumulates in fp32."""
+        return F.linear(hidden, self.weight).float()

@@ -1,0 +1,47 @@
+"""GET /get_model_info and /get_server_info (and their newer names without get_)."""
+
+import dataclasses
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from slipstream.config.options import LaunchOptions
+from slipstream.server.context import Context
+from slipstream.server.error_body import JSONResponse
+from slipstream.server.state import num_tokens_limit
+
+HIDDEN = "***"
+SECRETS = frozenset(field.name for field in dataclasses.fields(LaunchOptions) if field.metadata.get("secret"))
+
+
+async def get_model_info(request: Request, context: Context) -> Response:
+    """What is served."""
+    info = without_secrets(context.server_info())
+    return JSONResponse({
+        "model_path": info.get("model_path"), "tokenizer_path": info.get("tokenizer_path"), "is_generation": True,
+        "served_model_name": context.config.served_model_name, "vocab_size": context.config.vocab_size,
+        "max_model_len": num_tokens_limit(context.state, context.config.context_length)})
+
+
+async def get_server_info(request: Request, context: Context) -> Response:
+    """How it is served: the resolved options, the version, the scheduler's last status."""
+    state = context.state
+    status = msgspec.to_builtins(state.status) if state.status is not None else {}
+    scheduler = msgspec.to_builtins(state.scheduler) if state.scheduler is not None else {}
+    for tagged in (status, scheduler):
+        tagged.pop("type", None)
+    return JSONResponse({
+        **without_secrets(context.server_info()), "version": version("slipstream"), "phase": state.phase,
+        "startup_time": state.startup_s, "scheduler": scheduler,
+        "num_choices_in_flight": context.client.num_choices, "internal_states": [status]})
+
+
+def without_secrets(value: Any) -> Any:
+    """The value with every secret flag in it, at any depth, replaced by asterisks. Pure."""
+    if isinstance(value, dict):
+        return {name: HIDDEN if name in SECRETS and inner is not None else without_secrets(inner)
+                for name, inner in value.items()}
+    return [without_secrets(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,65 @@
+"""What the device knows of each running request, by slot."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# A plan already in flight may decode a request past its limit before the scheduler hears of its end: at most one row
+# for each step in flight. Those rows go to the sink page, so the tables are a little wider than the context.
+ROWS_PAST_LIMIT = 8
+
+
+class DeviceState:
+    """Per slot: committed length, last sampled token, page table and prompt; per page: token ids.
+
+    Lengths are kept twice: on the device, where the rows read them, and on the host (`_cpu`), where sizes are decided.
+    A page table's unused entries are 0, the sink.
+    """
+
+    def __init__(self, num_slots: int, num_pages: int, page_size: int, context_length: int,
+                 device: torch.device) -> None:
+        self.page_size = page_size
+        self.max_pages = -(-(context_length + ROWS_PAST_LIMIT) // page_size)
+        self.num_positions = self.max_pages * page_size
+        self.committed_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.committed_len_cpu = [0] * num_slots
+        self.bonus = torch.zeros(num_slots, dtype=torch.int64, device=device)  # sampled, not yet in KV
+        self.page_tables = torch.zeros(num_slots, self.max_pages, dtype=torch.int32, device=device)
+        self.token_ids = torch.zeros(num_pages, page_size, dtype=torch.int32, device=device)
+        self.prompts: dict[int, Tensor] = {}  # slot -> int64 [tokens of NewRequest.token_ids]
+        self._num_pages = [0] * num_slots
+
+    def add(self, slot: int, token_ids: Sequence[int], pages: Sequence[int], num_cached: int) -> None:
+        """A request enters an empty slot; KV of its first `num_cached` tokens lies in `pages`."""
+        assert slot not in self.prompts, f"slot {slot} is taken"
+        self.prompts[slot] = torch.tensor(token_ids, dtype=torch.int64, device=self.bonus.device)
+        self.append_pages(slot, pages)
+        self.set_committed_len(slot, num_cached)
+
+    def append_pages(self, slot: int, pages: Sequence[int]) -> None:
+        """Lengthen a slot's page table."""
+        begin = self._num_pages[slot]
+        end = begin + len(pages)
+        assert end <= self.max_pages, f"slot {slot} has {end} pages, more than a context of {self.max_pages} can fill"
+        if pages:
+            self.page_tables[slot, begin:end] = torch.tensor(pages, dtype=torch.int32, device=self.bonus.device)
+        self._num_pages[slot] = end
+
+    def set_committed_len(self, slot: int, length: int) -> None:
+        """So many tokens of the slot are in KV and final."""
+        self.committed_len_cpu[slot] = length
+        self.committed_len[slot] = length
+
+    def advance(self, slots: Sequence[int], slots_device: Tensor) -> None:
+        """Each of `slots` (given twice: host and int64 device) has committed one more token."""
+        for slot in slots:
+            self.committed_len_cpu[slot] += 1
+        self.committed_len.index_add_(0, slots_device, torch.ones_like(slots_device))
+
+    def release(self, slot: int) -> None:
+        """Empty a slot. Its pages are the scheduler's to give out again."""
+        self.prompts.pop(slot, None)
+        self.page_tables[slot].zero_()
+        self.set_committed_len(slot, 0)
+        self._num_pages[slot] = 0
