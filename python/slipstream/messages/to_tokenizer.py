@@ -112,7 +112,7 @@ class SchedulerReady(msgspec.Struct, frozen=True, tag=True):
     """The worker is loaded and the scheduler accepts requests."""
 
     max_sequence_len: int  # tokens of prompt plus answer: the context, or the whole KV pool if that is smaller
-    num_pages: int
+    num_pages: int  # usable ones: the sink is not among them
     page_size: int
     worker: dict[str, Any]  # device, dtype, parameters, seconds: for display
 

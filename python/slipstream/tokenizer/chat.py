@@ -30,12 +30,15 @@ def read_chat(messages: Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
     for i, message in enumerate(chat[:-1]):
         if message.prefix:
             raise RequestError(
-                f"messages[{i}] has prefix: true, but only the last message can be continued", param="messages")
+                f"messages[{i}] has prefix: true, but only the last message can be continued", param="messages"
+            )
     last = chat[-1]
     if last.role == "assistant" and not last.prefix:
         raise RequestError(
             "the last message is the assistant's own: end with a user message, or set prefix: true on it to have it "
-            "continued", param="messages")
+            "continued",
+            param="messages",
+        )
     if last.role == "system":
         raise RequestError("the last message has the role system: end with a user message", param="messages")
     return chat
@@ -64,8 +67,9 @@ def _read_content(content: Any, place: str) -> tuple[str, ...]:
 def _read_part(part: Any, place: str) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind != "text":
-        raise RequestError(f"{place} has the type {kind!r}: this model takes parts of type \"text\" only",
-                           param="messages")
+        raise RequestError(
+            f'{place} has the type {kind!r}: this model takes parts of type "text" only', param="messages"
+        )
     if not isinstance(part.get("text"), str):
         raise RequestError(f"{place}.text must be a text", param="messages")
     return str(part["text"])

@@ -24,8 +24,9 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise CheckpointError(path, [f"the chat template is not valid jinja: line {error.lineno}: {error}"]
-                                  ) from error
+            raise CheckpointError(
+                path, [f"the chat template is not valid jinja: line {error.lineno}: {error}"]
+            ) from error
         self._special_tokens = special_tokens
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
@@ -41,25 +42,32 @@ class ChatTemplate:
         plain[-1]["content"] += mark
         text, found, _ = self._render(plain, add_generation_prompt=False).rpartition(mark)
         if not found:
-            raise RequestError("the model's chat template does not show the message that shall be continued",
-                               param="messages")
+            raise RequestError(
+                "the model's chat template does not show the message that shall be continued", param="messages"
+            )
         return text
 
     def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         try:
             return self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt,
-                **self._special_tokens)
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
+            )
         except jinja2.TemplateError as error:
-            raise RequestError(f"the model's chat template refuses these messages: {error}", param="messages"
-                               ) from error
+            raise RequestError(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
     """What transformers documents for chat templates: trimmed blocks, loop controls, tojson, raise_exception and
     strftime_now. `{% generation %}` marks are accepted and have no effect."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
@@ -76,8 +84,13 @@ class _GenerationBlock(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None,
-            separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -51,8 +51,15 @@ class TokenizerCore:
     answered with RequestFailed and forgotten; no request can end the process.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, to_scheduler: Outbox[FromTokenizer],
-                 to_server: Outbox[FromTokenizerToServer], *, eos_token_ids: Sequence[int], vocab_size: int) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        to_scheduler: Outbox[FromTokenizer],
+        to_server: Outbox[FromTokenizerToServer],
+        *,
+        eos_token_ids: Sequence[int],
+        vocab_size: int,
+    ) -> None:
         self._tokenizer = tokenizer
         self._to_scheduler = to_scheduler
         self._to_server = to_server
@@ -98,8 +105,11 @@ class TokenizerCore:
             self._fail(RequestFailed(rid, error.status, str(error), error.param, error.code))
         except Exception:
             logger.exception("request %s failed", rid)
-            self._fail(RequestFailed(rid, 500, "the tokenizer failed on this request; the server's log says where",
-                                     code="internal_error"))
+            self._fail(
+                RequestFailed(
+                    rid, 500, "the tokenizer failed on this request; the server's log says where", code="internal_error"
+                )
+            )
 
     def _fail(self, failure: RequestFailed) -> None:
         if self._requests.pop(failure.rid, None) is not None:  # it runs: no one waits for its tokens any more
@@ -110,11 +120,13 @@ class TokenizerCore:
 
     def _generate(self, message: Generate) -> None:
         if self._ready is None:
-            raise RequestError("the model is still loading; try again when /health answers 200", status=503,
-                               code="not_ready")
+            raise RequestError(
+                "the model is still loading; try again when /health answers 200", status=503, code="not_ready"
+            )
         if message.rid in self._requests:
-            raise RequestError(f"the request id {message.rid!r} is in use by a running request; take another one",
-                               param="rid")
+            raise RequestError(
+                f"the request id {message.rid!r} is in use by a running request; take another one", param="rid"
+            )
         token_ids = self._encode(message.prompt)
         check_prompt_len(len(token_ids), self._ready, _prompt_param(message.prompt))
         self._check_ids(message.sampling.stop_token_ids, "stop_token_ids")
@@ -128,14 +140,21 @@ class TokenizerCore:
         skip = message.skip_special_tokens
         context = token_ids[-CONTEXT_LEN:] if self._continues(message.prompt, token_ids) else []
         choices = {
-            i: ChoiceState(self._tokenizer.detokenizer(skip_special_tokens=skip, context=context),
-                           StopMatcher(stops) if stops else None, message.sampling.min_new_tokens)
-            for i in range(message.num_choices)}
+            i: ChoiceState(
+                self._tokenizer.detokenizer(skip_special_tokens=skip, context=context),
+                StopMatcher(stops) if stops else None,
+                message.sampling.min_new_tokens,
+            )
+            for i in range(message.num_choices)
+        }
         state = RequestState(choices, token_ids[0] if message.sampling.prompt_logprobs_from == 0 else None)
         if message.echo:
             state.prompt_token_ids = token_ids
-            state.prompt_text = message.prompt.text if isinstance(message.prompt, TextPrompt) else decode(
-                self._tokenizer.detokenizer(skip_special_tokens=skip), token_ids)
+            state.prompt_text = (
+                message.prompt.text
+                if isinstance(message.prompt, TextPrompt)
+                else decode(self._tokenizer.detokenizer(skip_special_tokens=skip), token_ids)
+            )
         return state
 
     def _continues(self, prompt: Prompt, token_ids: list[int]) -> bool:
@@ -161,8 +180,11 @@ class TokenizerCore:
     def _check_ids(self, token_ids: Sequence[int] | dict[int, float], param: str) -> None:
         if token_ids and (min(token_ids) < 0 or max(token_ids) >= self._vocab_size):
             bad = next(i for i in token_ids if not 0 <= i < self._vocab_size)
-            raise RequestError(f"token id {bad} in {param} is outside the model's vocabulary of {self._vocab_size} "
-                               f"tokens (0 to {self._vocab_size - 1})", param=param)
+            raise RequestError(
+                f"token id {bad} in {param} is outside the model's vocabulary of {self._vocab_size} "
+                f"tokens (0 to {self._vocab_size - 1})",
+                param=param,
+            )
 
     def _tokenize(self, message: Tokenize) -> None:
         self._to_server.put(Tokenized(message.rid, self._encode(message.prompt)))
@@ -185,8 +207,9 @@ class TokenizerCore:
         if outputs:
             self._to_server.put(TextOutputs(outputs))
 
-    def _advance(self, output: TokenOutput, state: RequestState, choice: ChoiceState,
-                 outputs: list[TextOutput]) -> None:
+    def _advance(
+        self, output: TokenOutput, state: RequestState, choice: ChoiceState, outputs: list[TextOutput]
+    ) -> None:
         """Feed one choice; append what it releases to `outputs`."""
         released = choice.add(output.token_ids, output.logprobs, output.finish)
         if released.finish is not None:
@@ -195,12 +218,22 @@ class TokenizerCore:
         if not (released.text or released.tokens or released.finish or echo or output.prompt_logprobs):
             return
         state.echoed.add(output.choice)
-        outputs.append(TextOutput(
-            output.rid, output.choice, released.text, [token.token_id for token in released.tokens],
-            output.prompt_len, output.num_cached, choice.num_generated, released.finish,
-            self._token_texts(released) if output.logprobs is not None or _has_logprobs(released) else None,
-            self._prompt_texts(state, output.prompt_logprobs),
-            state.prompt_text if echo else None, state.prompt_token_ids if echo else None))
+        outputs.append(
+            TextOutput(
+                output.rid,
+                output.choice,
+                released.text,
+                [token.token_id for token in released.tokens],
+                output.prompt_len,
+                output.num_cached,
+                choice.num_generated,
+                released.finish,
+                self._token_texts(released) if output.logprobs is not None or _has_logprobs(released) else None,
+                self._prompt_texts(state, output.prompt_logprobs),
+                state.prompt_text if echo else None,
+                state.prompt_token_ids if echo else None,
+            )
+        )
 
     def _end_choice(self, output: TokenOutput, state: RequestState, choice: ChoiceState) -> None:
         del state.choices[output.choice]
@@ -219,8 +252,12 @@ class TokenizerCore:
 
     def _logprob_text(self, logprob: Logprob) -> TokenText:
         data = self._tokenizer.token_bytes
-        return TokenText(logprob.token_id, data(logprob.token_id), logprob.logprob,
-                         [(token_id, data(token_id), value) for token_id, value in logprob.top])
+        return TokenText(
+            logprob.token_id,
+            data(logprob.token_id),
+            logprob.logprob,
+            [(token_id, data(token_id), value) for token_id, value in logprob.top],
+        )
 
     def _prompt_texts(self, state: RequestState, logprobs: list[Logprob] | None) -> list[TokenText] | None:
         """The prompt's logprobs; position 0, which has none, comes first where it was asked for."""

@@ -70,9 +70,10 @@ class PieceDetokenizer:
                 text, num_used = codecs.utf_8_decode(data, "strict", final)
             except UnicodeDecodeError as error:
                 num_bad = error.end - error.start
-                parts.append(data[: error.start].decode() + REPLACEMENT * (
-                    num_bad if self._table.replace_each_byte else 1))
-                data = data[error.end:]
+                parts.append(
+                    data[: error.start].decode() + REPLACEMENT * (num_bad if self._table.replace_each_byte else 1)
+                )
+                data = data[error.end :]
             else:
                 self._buffer = data[num_used:]
                 return "".join([*parts, text])
@@ -106,7 +107,7 @@ class ContextDetokenizer:
             return ""
         del self._ids[: self._num_context]
         self._num_context = len(self._ids)
-        return after[len(before):]
+        return after[len(before) :]
 
 
 def _text_or_none(data: bytes) -> str | None:

@@ -27,13 +27,16 @@ class HfTokenizer:
     def __init__(self, folder: str) -> None:
         """Raises CheckpointError when the files are missing or broken."""
         self._tokenizer, description = _load_tokenizer_json(Path(folder))
-        self._config = {**_read_json(Path(folder, "special_tokens_map.json")),
-                        **_read_json(Path(folder, "tokenizer_config.json"))}
+        self._config = {
+            **_read_json(Path(folder, "special_tokens_map.json")),
+            **_read_json(Path(folder, "tokenizer_config.json")),
+        }
         self._specials = {name: text for name in SPECIAL_NAMES if (text := _token_text(self._config.get(name)))}
         source = _template_source(Path(folder), self._config)
         self._template = ChatTemplate(source, self._specials, folder) if source else None
         self._special_ids = frozenset(
-            i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+            i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
+        )
         self._size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self._table = piece_table(self._tokenizer, description.get("decoder"), self._special_ids, self._size)
         self._bos_id = self._special_id("bos_token")
@@ -55,8 +58,11 @@ class HfTokenizer:
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         if self._template is None:
-            raise RequestError("this model has no chat template: use /v1/completions, or put a chat_template.jinja "
-                               "into the checkpoint's folder", param="messages")
+            raise RequestError(
+                "this model has no chat template: use /v1/completions, or put a chat_template.jinja "
+                "into the checkpoint's folder",
+                param="messages",
+            )
         text = self._template.render(read_chat(messages))
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids  # the template writes them itself
         return ids
@@ -82,8 +88,10 @@ def _load_tokenizer_json(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, 
     """The tokenizer, and its file as plain data."""
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise CheckpointError(str(folder), [
-            "there is no tokenizer.json; name a folder that has one, or a tekken.json, with --tokenizer-path"])
+        raise CheckpointError(
+            str(folder),
+            ["there is no tokenizer.json; name a folder that has one, or a tekken.json, with --tokenizer-path"],
+        )
     text = path.read_text(encoding="utf-8")
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)

@@ -11,8 +11,12 @@ from slipstream.tokenizer.detokenizer import PieceTable
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def piece_table(tokenizer: tokenizers.Tokenizer, decoder: dict[str, Any] | None, special: frozenset[int], size: int,
-                ) -> PieceTable | None:
+def piece_table(
+    tokenizer: tokenizers.Tokenizer,
+    decoder: dict[str, Any] | None,
+    special: frozenset[int],
+    size: int,
+) -> PieceTable | None:
     """The PieceTable that does what `decoder` (tokenizer.json's description) does; None when no table can.
 
     Tables exist for byte-level decoders and for those in sentencepiece's manner: spaces written as another character,

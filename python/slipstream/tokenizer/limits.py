@@ -14,8 +14,10 @@ def choice_params(message: Generate, eos_token_ids: Sequence[int], *, room: int)
     sampling = message.sampling
     stop_token_ids = dict.fromkeys([*sampling.stop_token_ids, *(() if message.ignore_eos else eos_token_ids)])
     max_new_tokens = min(sampling.max_new_tokens, room)
-    return [msgspec.structs.replace(sampling, choice=i, stop_token_ids=tuple(stop_token_ids),
-                                    max_new_tokens=max_new_tokens) for i in range(message.num_choices)]
+    return [
+        msgspec.structs.replace(sampling, choice=i, stop_token_ids=tuple(stop_token_ids), max_new_tokens=max_new_tokens)
+        for i in range(message.num_choices)
+    ]
 
 
 def check_prompt_len(prompt_len: int, ready: SchedulerReady, param: str) -> None:
@@ -23,11 +25,13 @@ def check_prompt_len(prompt_len: int, ready: SchedulerReady, param: str) -> None
     limit = ready.max_sequence_len
     if prompt_len < limit:
         return
-    pool_tokens = (ready.num_pages - 1) * ready.page_size  # page 0 is the sink
-    if limit < pool_tokens - ready.page_size:
+    if limit < ready.num_pages * ready.page_size:
         where = "the context length; shorten the prompt, or start the server with a larger --context-length"
     else:
         where = "the whole KV pool; shorten the prompt, or start the server with a larger --max-total-tokens"
     raise RequestError(
         f"the prompt has {prompt_len} tokens, but prompt and answer together may have at most {limit}, which is "
-        f"{where}", param=param, code="context_length_exceeded")
+        f"{where}",
+        param=param,
+        code="context_length_exceeded",
+    )

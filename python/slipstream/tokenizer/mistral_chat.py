@@ -16,8 +16,16 @@ from slipstream.errors import CheckpointError, RequestError
 from slipstream.tokenizer.chat import ChatMessage, read_chat
 
 MESSAGE_TYPES = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
-LOAD_ERRORS = (MistralCommonException, pydantic.ValidationError, ValueError, KeyError, TypeError, AssertionError,
-               OSError, RuntimeError)  # what mistral-common and sentencepiece raise for a broken file
+LOAD_ERRORS = (
+    MistralCommonException,
+    pydantic.ValidationError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AssertionError,
+    OSError,
+    RuntimeError,
+)  # what mistral-common and sentencepiece raise for a broken file
 
 
 def load_mistral(path: str) -> MistralTokenizer[Any, Any, Any, Any, Any]:
@@ -30,8 +38,9 @@ def load_mistral(path: str) -> MistralTokenizer[Any, Any, Any, Any, Any]:
         raise CheckpointError(path, [f"mistral-common cannot read this tokenizer: {reason(error)}"]) from error
 
 
-def encode_chat(tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], messages: Sequence[Mapping[str, Any]]
-                ) -> list[int]:
+def encode_chat(
+    tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], messages: Sequence[Mapping[str, Any]]
+) -> list[int]:
     """Ids up to the point where the assistant speaks; raises RequestError for what the format refuses."""
     chat = read_chat(messages)
     for i, message in enumerate(chat):
@@ -41,8 +50,9 @@ def encode_chat(tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], messages: 
         request = ChatCompletionRequest(model="", messages=[_to_mistral(message) for message in chat])
         tokens: list[int] = tokenizer.encode_chat_completion(request).tokens
     except (MistralCommonException, pydantic.ValidationError, ValueError) as error:
-        raise RequestError(f"the model's chat format refuses these messages: {reason(error)}", param="messages"
-                           ) from error
+        raise RequestError(
+            f"the model's chat format refuses these messages: {reason(error)}", param="messages"
+        ) from error
     return tokens
 
 

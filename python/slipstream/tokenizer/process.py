@@ -15,8 +15,13 @@ from slipstream.tokenizer.text_tokenizer import TextTokenizer
 WAIT_S = 0.1  # how soon `stop` is seen when nothing happens
 
 
-def run(config: TokenizerConfig, inbox: Inbox[ToTokenizer], to_scheduler: Outbox[FromTokenizer],
-        to_server: Outbox[ToServer], stop: Callable[[], bool]) -> None:
+def run(
+    config: TokenizerConfig,
+    inbox: Inbox[ToTokenizer],
+    to_scheduler: Outbox[FromTokenizer],
+    to_server: Outbox[ToServer],
+    stop: Callable[[], bool],
+) -> None:
     """Serve until stop() is true. Raises ConfigError or CheckpointError when the tokenizer cannot be loaded."""
     to_server.put(Stage("tokenizer", f"loading {config.tokenizer_path}"))
     tokenizer = load_tokenizer(config)
@@ -53,26 +58,36 @@ def load_tokenizer(config: TokenizerConfig) -> TextTokenizer:
         raise ConfigError(f"unknown kind of tokenizer {config.tokenizer_kind!r}; known: {', '.join(LOADERS)}")
     tokenizer = LOADERS[config.tokenizer_kind](config.tokenizer_path)
     if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(config.tokenizer_path, [
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary has {config.vocab_size}: "
-            "they do not belong together; name the model's own tokenizer with --tokenizer-path"])
+        raise CheckpointError(
+            config.tokenizer_path,
+            [
+                f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary has {config.vocab_size}: "
+                "they do not belong together; name the model's own tokenizer with --tokenizer-path"
+            ],
+        )
     return tokenizer
 
 
 def _load_tekken(path: str) -> TextTokenizer:
     from slipstream.tokenizer.tekken import TekkenTokenizer
+
     return TekkenTokenizer(path)
 
 
 def _load_sentencepiece(path: str) -> TextTokenizer:
     from slipstream.tokenizer.sentencepiece import SentencePieceTokenizer
+
     return SentencePieceTokenizer(path)
 
 
 def _load_hf(path: str) -> TextTokenizer:
     from slipstream.tokenizer.hf import HfTokenizer
+
     return HfTokenizer(path)
 
 
 LOADERS: dict[str, Callable[[str], TextTokenizer]] = {  # each imports its library only when it is the one
-    "tekken": _load_tekken, "sentencepiece": _load_sentencepiece, "hf": _load_hf}
+    "tekken": _load_tekken,
+    "sentencepiece": _load_sentencepiece,
+    "hf": _load_hf,
+}

@@ -88,7 +88,7 @@ class ChoiceState:
         """Let out the text before character `limit` and the tokens that end by there; at the end, all that is left."""
         num_held = self._text_len - limit
         text = self._held_text[: len(self._held_text) - num_held]
-        self._held_text = self._held_text[len(text):]
+        self._held_text = self._held_text[len(text) :]
         num_tokens = len(self._held_tokens)
         while finish is None and num_tokens and self._held_tokens[num_tokens - 1].end > limit:
             num_tokens -= 1

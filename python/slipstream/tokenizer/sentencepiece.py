@@ -57,7 +57,8 @@ def piece_table(model: SentencePieceProcessor) -> PieceTable:
         data=[_piece_bytes(model, i, piece) for i, piece in enumerate(pieces)],
         special=frozenset(i for i in range(len(pieces)) if model.is_control(i)),
         leading_space=frozenset(i for i, piece in enumerate(pieces) if piece.startswith(SPACE)),
-        replace_each_byte=True)
+        replace_each_byte=True,
+    )
 
 
 def _piece_bytes(model: SentencePieceProcessor, token_id: int, piece: str) -> bytes:

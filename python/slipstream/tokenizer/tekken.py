@@ -24,7 +24,8 @@ class TekkenTokenizer:
         self._tekken = tekken
         self._table = PieceTable(
             data=[tekken.id_to_byte_piece(i, SpecialTokenPolicy.KEEP) for i in range(tekken.n_words)],
-            special=frozenset(range(tekken.num_special_tokens)))
+            special=frozenset(range(tekken.num_special_tokens)),
+        )
 
     @property
     def vocab_size(self) -> int:
