@@ -11,6 +11,9 @@ from slipstream.config.processes import SchedulerConfig, ServerConfig, Tokenizer
 from slipstream.errors import ConfigError
 
 
+EMBEDDED_NAME = "slipstream-embedded"
+
+
 class ModelFacts(Protocol):
     """What resolving needs to know about the checkpoint; a ModelSpec has it."""
 
@@ -102,7 +105,8 @@ def resolve(options: LaunchOptions, model: ModelFacts, machine: Machine, system_
         "as given" if options.tokenizer_path else "found beside the model",
     )
     name = pick(
-        "served_model_name", lambda: (model.name, "the folder's name" if options.model_path else "the embedded model")
+        "served_model_name",
+        lambda: (model.name, "the folder's name") if options.model_path else (EMBEDDED_NAME, "the embedded model"),
     )
 
     server = ServerConfig(

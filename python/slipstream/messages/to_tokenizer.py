@@ -122,7 +122,7 @@ class SchedulerStatus(msgspec.Struct, frozen=True, tag=True):
 
     num_running: int
     num_waiting: int
-    num_pages: int
+    num_pages: int  # usable ones: free, cached, and held by running requests
     num_pages_free: int
     num_pages_cached: int  # in the prefix tree and not used by a running request
     step_in_flight_s: float  # age of the oldest plan without a result; 0 when none

@@ -113,15 +113,20 @@ class Generation(AsyncIterator[TextOutput]):
         return outputs
 
     async def _wait(self, timeout_s: float | None) -> None:
+        """Until something has arrived or the time is over; cancellation aborts the request."""
         stream = self._stream
-        stream.waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        stream.waiter = loop.create_future()
+        timer = loop.call_later(timeout_s, stream.wake) if timeout_s is not None else None
         try:
-            await asyncio.wait((stream.waiter,), timeout=timeout_s)
+            await stream.waiter
         except asyncio.CancelledError:
             self.close()
             raise
         finally:
             stream.waiter = None
+            if timer is not None:
+                timer.cancel()
 
     async def __anext__(self) -> TextOutput:
         stream = self._stream

@@ -19,9 +19,10 @@ NO_STATUS = SchedulerStatus(0, 0, 0, 0, 0, 0.0)
 
 
 def _page_use(status: SchedulerStatus) -> float:
-    """Share of KV pages that hold something running requests need; page 0, the sink, does not count."""
-    usable = status.num_pages - 1
-    return 0.0 if usable <= 0 else 1 - (status.num_pages_free + status.num_pages_cached) / usable
+    """Share of KV pages that hold something running requests need."""
+    if not status.num_pages:
+        return 0.0
+    return 1 - (status.num_pages_free + status.num_pages_cached) / status.num_pages
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Reported:
 REPORTED = (
     Reported("running_requests", "gauge", "Choices that run", lambda s: s.num_running),
     Reported("waiting_requests", "gauge", "Choices that wait in the scheduler's queue", lambda s: s.num_waiting),
-    Reported("kv_pages", "gauge", "KV pages, the sink page included", lambda s: s.num_pages),
+    Reported("kv_pages", "gauge", "KV pages in all", lambda s: s.num_pages),
     Reported("kv_pages_free", "gauge", "KV pages that hold nothing", lambda s: s.num_pages_free),
     Reported("kv_pages_cached", "gauge", "KV pages kept for later prompts only", lambda s: s.num_pages_cached),
     Reported("kv_page_use_ratio", "gauge", "Share of KV pages that running requests hold", _page_use),

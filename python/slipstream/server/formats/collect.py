@@ -1,8 +1,6 @@
 """Putting the pieces of an answer together, choice by choice."""
 
-from collections.abc import Collection, Sequence
-
-import msgspec
+from collections.abc import Sequence
 
 from slipstream.messages.sampling import FinishReason
 from slipstream.messages.to_server import TextOutput, TokenText
@@ -36,25 +34,19 @@ class PromptAnswer:
 
 
 class Collector:
-    """The answer to Generates that were sent together. Choices are numbered over all prompts, prompt by prompt.
+    """The answer to Generates that were sent together. Choices are numbered over all prompts, prompt by prompt."""
 
-    `prompt_only` holds the rids that were to give 0 new tokens.
-    """
-
-    def __init__(self, requests: Sequence[Generate], *, prompt_only: Collection[str] = ()) -> None:
+    def __init__(self, requests: Sequence[Generate]) -> None:
         self.prompts = [PromptAnswer(request.rid, request.num_choices) for request in requests]
         self.choices = [choice for prompt in self.prompts for choice in prompt.choices]
-        self._prompt_only = frozenset(prompt_only)
         self._by_rid: dict[str, PromptAnswer] = {}
         self._first_index: dict[str, int] = {}
         for prompt in self.prompts:
             self._first_index[prompt.rid] = sum(len(before.choices) for before in self._by_rid.values())
             self._by_rid[prompt.rid] = prompt
 
-    def add(self, output: TextOutput) -> tuple[int, ChoiceAnswer, TextOutput]:
-        """File one output; returns the choice's number, the choice so far, and the output as clients shall see it."""
-        if output.rid in self._prompt_only:
-            output = without_answer(output)
+    def add(self, output: TextOutput) -> tuple[int, ChoiceAnswer]:
+        """File one output; returns the choice's number and the choice so far."""
         prompt = self._by_rid[output.rid]
         choice = prompt.choices[output.choice]
         prompt.prompt_len, prompt.num_cached = output.prompt_len, max(prompt.num_cached, output.num_cached)
@@ -69,11 +61,4 @@ class Collector:
         choice.logprobs += output.logprobs or []
         choice.num_generated = output.num_generated
         choice.finish = output.finish or choice.finish
-        return self._first_index[output.rid] + output.choice, choice, output
-
-
-def without_answer(output: TextOutput) -> TextOutput:
-    """An output of a request for 0 new tokens, which ran as 1: everything but that token."""
-    return msgspec.structs.replace(
-        output, text="", token_ids=[], num_generated=0, logprobs=[] if output.logprobs is not None else None,
-        finish=FinishReason("length") if output.finish is not None and output.finish.type == "stop" else output.finish)
+        return self._first_index[output.rid] + output.choice, choice

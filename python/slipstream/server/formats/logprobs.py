@@ -39,12 +39,16 @@ class LegacyLogprobs:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0  # characters of text complete before the next token
 
-    def add(self, tokens: Sequence[TokenText]) -> dict[str, Any]:
-        """The next tokens of this choice. text_offset counts characters from the start of the text."""
+    def add(self, tokens: Sequence[TokenText], num_hidden: int = 0) -> dict[str, Any]:
+        """The next tokens of this choice, the first `num_hidden` of which do not show in the text.
+
+        text_offset counts characters from the start of the text.
+        """
         offsets = []
-        for token in tokens:
+        for index, token in enumerate(tokens):
             offsets.append(self._offset)
-            self._offset += len(self._decoder.decode(token.data))
+            if index >= num_hidden:
+                self._offset += len(self._decoder.decode(token.data))
         return {
             "tokens": [token_string(token.data) for token in tokens],
             "token_logprobs": [None if token.logprob is None else finite(token.logprob) for token in tokens],

@@ -71,7 +71,7 @@ class ChatAnswer:
         return [chunk for output in outputs for chunk in self._chunks_of(output)]
 
     def _chunks_of(self, output: TextOutput) -> list[Any]:
-        index, _, output = self._collector.add(output)
+        index, _ = self._collector.add(output)
         chunks = []
         if index not in self._begun:
             self._begun.add(index)

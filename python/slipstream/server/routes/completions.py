@@ -14,7 +14,7 @@ from slipstream.server.body import read_object
 from slipstream.server.context import Context
 from slipstream.server.error_body import JSONResponse
 from slipstream.server.formats.collect import ChoiceAnswer, Collector
-from slipstream.server.formats.logprobs import LegacyLogprobs
+from slipstream.server.formats.logprobs import LegacyLogprobs, token_string
 from slipstream.server.formats.usage import usage
 from slipstream.server.request_id import new_answer_id
 from slipstream.server.routes.common import collect, start, stream
@@ -29,7 +29,7 @@ async def completions(request: Request, context: Context) -> Response:
     body.check(context.config)
     answer_id = new_answer_id(request, "cmpl")
     generates = to_generates(body, context, answer_id)
-    collector = Collector(generates, prompt_only=[each.rid for each in generates] if body.ceiling(None) == 0 else ())
+    collector = Collector(generates)
     answer = CompletionAnswer(body, collector, answer_id, context.config.served_model_name)
     generation = start(context, generates, answer_id)
     if body.stream:
@@ -79,7 +79,7 @@ class CompletionAnswer:
         return [chunk for output in outputs for chunk in self._chunks_of(output)]
 
     def _chunks_of(self, output: TextOutput) -> list[Any]:
-        index, choice, output = self._collector.add(output)
+        index, choice = self._collector.add(output)
         chunks = []
         if output.text or output.token_ids or (self._echo and index not in self._begun):
             chunks.append(self._chunk({**self._piece(index, choice, output.text, output.logprobs or []),
@@ -97,13 +97,16 @@ class CompletionAnswer:
 
     def _piece(self, index: int, choice: ChoiceAnswer, text: str, tokens: list[TokenText]) -> dict[str, Any]:
         """The next text of a choice, with the prompt before the first one."""
+        num_hidden = 0
         if self._echo and index not in self._begun:
-            text = (choice.prompt.text or "") + text
-            tokens = [*(choice.prompt.logprobs or []), *tokens]
+            prompt_text, prompt_tokens = choice.prompt.text or "", choice.prompt.logprobs or []
+            if prompt_tokens and not prompt_text.startswith(token_string(prompt_tokens[0].data)):
+                num_hidden = 1  # the beginning-of-sequence token
+            text, tokens = prompt_text + text, [*prompt_tokens, *tokens]
         self._begun.add(index)
         logprobs = None
         if self._num_logprobs is not None:
-            logprobs = self._logprobs.setdefault(index, LegacyLogprobs(self._num_logprobs)).add(tokens)
+            logprobs = self._logprobs.setdefault(index, LegacyLogprobs(self._num_logprobs)).add(tokens, num_hidden)
         return {"index": index, "text": text, "logprobs": logprobs}
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:

@@ -31,8 +31,7 @@ async def generate(request: Request, context: Context) -> Response:
     prompts = body.prompts(context.config)
     samplings = body.samplings(len(prompts))
     generates = to_generates(body, prompts, samplings, context, name)
-    prompt_only = [each.rid for each, sampling in zip(generates, samplings, strict=True) if not sampling.max_new_tokens]
-    collector = Collector(generates, prompt_only=prompt_only)
+    collector = Collector(generates)
     answer = NativeAnswer(body, collector, time.monotonic)
     generation = start(context, generates, name if len(generates) > 1 else generates[0].rid)
     if body.stream:
@@ -67,7 +66,7 @@ class NativeAnswer:
 
     def chunks(self, outputs: Sequence[TextOutput]) -> list[Any]:
         """The answer so far, one value for each choice that has news; `index` counts over prompts and choices."""
-        news = {index: choice for index, choice, _ in (self._collector.add(output) for output in outputs)}
+        news = dict(self._collector.add(output) for output in outputs)
         return [{**self._answer(choice), **({"index": index} if self._is_list else {})}
                 for index, choice in news.items() if choice.token_ids or choice.finish is not None]
 

@@ -35,8 +35,9 @@ async def get_server_info(request: Request, context: Context) -> Response:
         tagged.pop("type", None)
     return JSONResponse({
         **without_secrets(context.server_info()), "version": version("slipstream"), "phase": state.phase,
-        "startup_time": state.startup_s, "scheduler": scheduler,
-        "num_choices_in_flight": context.client.num_choices, "internal_states": [status]})
+        "startup_time": state.startup_s, "scheduler": scheduler, "status": status,
+        "num_choices_in_flight": context.client.num_choices,
+        "internal_states": [status]})  # the name by which SGLang's bench looks
 
 
 def without_secrets(value: Any) -> Any:

@@ -51,16 +51,13 @@ class SharedSampling(Schema):
 def sampling_params(fields: SharedSampling, config: ServerConfig, *, temperature: float, max_new_tokens: int | None,
                     min_new_tokens: int, seed: int, top_logprobs: int | None,
                     prompt_logprobs_from: int | None, path: str = "") -> SamplingParams:
-    """Concrete parameters for the runtime. No `max_new_tokens` means as many as the context has room for.
-
-    0 new tokens run as one, which the answer leaves out: the prompt's logprobs need that step.
-    """
+    """Concrete parameters for the runtime. No `max_new_tokens` means as many as the context has room for."""
     ceiling = config.context_length if max_new_tokens is None else min(max_new_tokens, config.context_length)
     if min_new_tokens > ceiling:
         param = f"{path}min_new_tokens" if path else "min_tokens"
         raise RequestError(f"{param} is {min_new_tokens}, but at most {ceiling} new tokens may come", param=param)
     return SamplingParams(
-        max_new_tokens=max(ceiling, 1), seed=seed, temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
+        max_new_tokens=ceiling, seed=seed, temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
         top_p=fields.top_p, top_k=fields.top_k if 0 < fields.top_k < config.vocab_size else 0, min_p=fields.min_p,
         min_new_tokens=min_new_tokens, presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty, repetition_penalty=fields.repetition_penalty,
