@@ -1,7 +1,9 @@
 """The native routes: /generate in SGLang's form, tokenize, info, cache, metrics, probes."""
 
+import itertools
 import json
 import re
+import time
 
 import httpx
 import pytest
@@ -43,14 +45,13 @@ def test_a_batch_answers_in_order(http: httpx.Client) -> None:
 
 
 def test_the_stream_is_cumulative(http: httpx.Client) -> None:
-    texts: list[str] = []
-    with http.stream("POST", "/generate", json={
-        "text": PROMPT, "stream": True, "sampling_params": {"max_new_tokens": 8, "temperature": 0}}) as answer:  # fmt: skip
+    body = {"text": PROMPT, "stream": True, "sampling_params": {"max_new_tokens": 8, "temperature": 0}}
+    with http.stream("POST", "/generate", json=body) as answer:
         lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     events = [json.loads(line) for line in lines[:-1]]
     texts = [event["text"] for event in events]
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
     assert texts[-1] == generate(http).json()["text"]
     assert events[-1]["meta_info"]["completion_tokens"] == 8
 
@@ -123,8 +124,6 @@ def test_metrics_count_what_was_generated(http: httpx.Client) -> None:
         found = re.search(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", http.get("/metrics").text, re.MULTILINE)
         assert found, name
         return float(found.group(1))
-
-    import time
 
     before = total("slipstream_generated_tokens_total")
     generate(http)

@@ -23,8 +23,11 @@ def test_a_question_gets_the_documented_answer(openai: OpenAI) -> None:
 
 def test_a_stream_says_the_same_as_the_whole_answer(openai: OpenAI) -> None:
     whole = openai.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
-    chunks = list(openai.chat.completions.create(
-        model=MODEL, messages=QUESTION, temperature=0, stream=True, stream_options={"include_usage": True}))  # fmt: skip
+    chunks = list(
+        openai.chat.completions.create(
+            model=MODEL, messages=QUESTION, temperature=0, stream=True, stream_options={"include_usage": True}
+        )
+    )
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[0].choices[0].delta.content == ""
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
@@ -35,8 +38,7 @@ def test_a_stream_says_the_same_as_the_whole_answer(openai: OpenAI) -> None:
 
 def test_several_choices_differ_and_repeat_with_their_seed(openai: OpenAI) -> None:
     def ask() -> list[str]:
-        answer = openai.completions.create(
-            model=MODEL, prompt="def ", n=4, seed=11, temperature=1.5, max_tokens=12)  # fmt: skip
+        answer = openai.completions.create(model=MODEL, prompt="def ", n=4, seed=11, temperature=1.5, max_tokens=12)
         assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
         return [choice.text for choice in answer.choices]
 
@@ -47,7 +49,8 @@ def test_several_choices_differ_and_repeat_with_their_seed(openai: OpenAI) -> No
 
 def test_logprobs_belong_to_the_text(openai: OpenAI) -> None:
     answer = openai.chat.completions.create(
-        model=MODEL, messages=QUESTION, temperature=0, logprobs=True, top_logprobs=3, max_tokens=8)  # fmt: skip
+        model=MODEL, messages=QUESTION, temperature=0, logprobs=True, top_logprobs=3, max_tokens=8
+    )
     choice = answer.choices[0]
     assert choice.logprobs is not None and choice.logprobs.content is not None
     entries = choice.logprobs.content
@@ -63,7 +66,8 @@ def test_a_stop_string_cuts_text_tokens_and_usage_alike(openai: OpenAI) -> None:
     text = whole.choices[0].text
     stop = text[len(text) // 2 :][:3]
     cut = openai.completions.create(
-        model=MODEL, prompt="import os\n", temperature=0, max_tokens=40, stop=[stop], logprobs=0)  # fmt: skip
+        model=MODEL, prompt="import os\n", temperature=0, max_tokens=40, stop=[stop], logprobs=0
+    )
     choice = cut.choices[0]
     assert choice.text == text[: text.index(stop)]
     assert choice.finish_reason == "stop"
@@ -74,7 +78,8 @@ def test_a_stop_string_cuts_text_tokens_and_usage_alike(openai: OpenAI) -> None:
 
 def test_echo_and_prompt_logprobs_as_evaluation_tools_ask_for_them(openai: OpenAI) -> None:
     answer = openai.completions.create(
-        model=MODEL, prompt="import os\nimport sys\n", temperature=0, max_tokens=1, echo=True, logprobs=1)  # fmt: skip
+        model=MODEL, prompt="import os\nimport sys\n", temperature=0, max_tokens=1, echo=True, logprobs=1
+    )
     choice = answer.choices[0]
     assert choice.text.startswith("import os\nimport sys\n")
     assert choice.logprobs is not None and choice.logprobs.token_logprobs is not None
@@ -87,7 +92,8 @@ def test_echo_and_prompt_logprobs_as_evaluation_tools_ask_for_them(openai: OpenA
 def test_bias_and_bans_act(openai: OpenAI) -> None:
     def tokens(**extra: object) -> list[str]:
         answer = openai.completions.create(
-            model=MODEL, prompt="import ", temperature=0, max_tokens=6, logprobs=0, extra_body=extra)  # fmt: skip
+            model=MODEL, prompt="import ", temperature=0, max_tokens=6, logprobs=0, extra_body=extra
+        )
         assert answer.choices[0].logprobs is not None
         return list(answer.choices[0].logprobs.tokens or [])
 
@@ -128,7 +134,21 @@ def test_a_wrong_request_is_a_400_that_names_it(openai: OpenAI, change: dict[str
 
 def test_nulls_and_values_that_mean_nothing_pass(openai: OpenAI) -> None:
     answer = openai.chat.completions.create(
-        model=MODEL, messages=QUESTION, max_tokens=3, temperature=None, top_p=None, stop=None, seed=None, tools=[],
-        tool_choice="none", user="me", metadata={}, store=False, response_format={"type": "text"},
-        parallel_tool_calls=True, service_tier="auto", extra_body={"lora_path": None, "return_logprob": False})  # fmt: skip
+        model=MODEL,
+        messages=QUESTION,
+        max_tokens=3,
+        temperature=None,
+        top_p=None,
+        stop=None,
+        seed=None,
+        tools=[],
+        tool_choice="none",
+        user="me",
+        metadata={},
+        store=False,
+        response_format={"type": "text"},
+        parallel_tool_calls=True,
+        service_tier="auto",
+        extra_body={"lora_path": None, "return_logprob": False},
+    )
     assert answer.usage is not None and answer.usage.completion_tokens == 3

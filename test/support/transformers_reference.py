@@ -52,12 +52,10 @@ def halves_from_pairs(weight: Tensor, head_dim: int) -> Tensor:
 
 
 @torch.inference_mode()
-def greedy(model: MistralForCausalLM, prompt: list[int], num_tokens: int, eos: int | None = None) -> list[int]:
-    """The likeliest next token, `num_tokens` times or until `eos`, which is included."""
-    cache, answer, inputs = None, list[int](), torch.tensor([prompt])
-    while len(answer) < num_tokens and (not answer or answer[-1] != eos):
-        output = model(inputs, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        answer.append(int(output.logits[0, -1].argmax()))
-        inputs = torch.tensor([[answer[-1]]])
-    return answer
+def likeliest_after(model: MistralForCausalLM, prompt: list[int], answer: list[int]) -> list[int]:
+    """The likeliest token after `prompt` and after each further token of `answer`, short of the last.
+
+    `answer` is what greedy decoding gives exactly when this equals it: each token is judged after the same prefix.
+    """
+    logits = model(torch.tensor([prompt + answer])).logits[0]
+    return [int(token_id) for token_id in logits[len(prompt) - 1 : -1].argmax(-1)]

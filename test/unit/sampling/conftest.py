@@ -31,7 +31,8 @@ def chi_square_p(drawn: torch.Tensor, probabilities: Sequence[float] | torch.Ten
     num_pooled = int((expected[order].cumsum(0) < 5).sum()) + 1  # the fewest of the rarest that are expected five times
     expected, observed = (
         torch.cat([counts[order[:num_pooled]].sum(0, keepdim=True), counts[order[num_pooled:]]])
-        for counts in (expected, observed))
+        for counts in (expected, observed)
+    )
     assert len(expected) > 1, "nothing to compare: one value holds everything"
     statistic = ((observed - expected) ** 2 / expected).sum()
     degrees = torch.tensor(len(expected) - 1, dtype=torch.float64)

@@ -21,8 +21,7 @@ def test_adds_the_bias_to_every_row_of_the_slot_and_to_no_other() -> None:
     bias.add(7, params({}))
     logits = torch.zeros(4, 6)
     bias.apply(logits, [3, 7, 4, 3])
-    assert logits.tolist() == [
-        [1.5, 0, 0, 0, 0, -100.0], [0] * 6, [0, 2.0, 0, 0, 0, 0], [1.5, 0, 0, 0, 0, -100.0]]
+    assert logits.tolist() == [[1.5, 0, 0, 0, 0, -100.0], [0] * 6, [0, 2.0, 0, 0, 0, 0], [1.5, 0, 0, 0, 0, -100.0]]
 
 
 def test_released_or_replaced_biases_are_gone() -> None:

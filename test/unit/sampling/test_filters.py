@@ -10,8 +10,17 @@ from slipstream.sampling.filters import NUCLEUS_HEAD, Filters, nucleus_threshold
 CPU = torch.device("cpu")
 NO_IDS = torch.zeros(1, 0, dtype=torch.int64)
 SETTINGS: list[dict[str, float]] = [
-    {"top_k": 1}, {"top_k": 7}, {"top_k": 300}, {"top_p": 0.05}, {"top_p": 0.5}, {"top_p": 0.95}, {"min_p": 0.02},
-    {"min_p": 0.5}, {"top_k": 20, "top_p": 0.8}, {"top_k": 50, "min_p": 0.1}, {"top_p": 0.9, "min_p": 0.05},
+    {"top_k": 1},
+    {"top_k": 7},
+    {"top_k": 300},
+    {"top_p": 0.05},
+    {"top_p": 0.5},
+    {"top_p": 0.95},
+    {"min_p": 0.02},
+    {"min_p": 0.5},
+    {"top_k": 20, "top_p": 0.8},
+    {"top_k": 50, "min_p": 0.1},
+    {"top_p": 0.9, "min_p": 0.05},
     {"top_k": 30, "top_p": 0.9, "min_p": 0.03},
 ]
 

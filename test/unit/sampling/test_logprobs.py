@@ -49,4 +49,5 @@ def test_edges() -> None:
     assert gather_logprobs(torch.zeros(2, 4), torch.tensor([0, 1]), [None, None]) == [None, None]
     masked = torch.tensor([[0.0, -torch.inf]])
     assert gather_logprobs(masked, torch.tensor([1]), [5]) == [
-        Logprob(token_id=1, logprob=-torch.inf, top=[(0, 0.0), (1, -torch.inf)])]
+        Logprob(token_id=1, logprob=-torch.inf, top=[(0, 0.0), (1, -torch.inf)])
+    ]

@@ -46,8 +46,13 @@ def keys_of(seeds: torch.Tensor, choices: torch.Tensor, positions: torch.Tensor)
 
 
 def test_outputs_are_the_published_ones_of_splitmix64() -> None:
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
-                 16408922859458223821]
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     found = child_keys(torch.tensor([1234567]), torch.arange(5)).tolist()
     assert [value & MASK for value in found] == published
 
@@ -95,8 +100,7 @@ def test_noise_equals_the_formula_in_double_precision() -> None:
     # near u = 1 (noise below -2) u itself is rounded to 24 bits
     torch.testing.assert_close(gumbel(keys, torch.arange(1000)).double(), expected, rtol=2e-6, atol=3e-3)
     upper = expected > -1
-    torch.testing.assert_close(
-        gumbel(keys, torch.arange(1000)).double()[upper], expected[upper], rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(gumbel(keys, torch.arange(1000)).double()[upper], expected[upper], rtol=2e-6, atol=2e-6)
 
 
 def test_distribution_is_standard_gumbel_including_its_upper_tail() -> None:

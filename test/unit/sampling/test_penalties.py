@@ -24,9 +24,7 @@ def random_logits(rows: int) -> torch.Tensor:
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(rows)) * 3
 
 
-def applied(
-    setting: SamplingParams, logits: torch.Tensor, token_ids: Sequence[int], prompt_len: int
-) -> torch.Tensor:
+def applied(setting: SamplingParams, logits: torch.Tensor, token_ids: Sequence[int], prompt_len: int) -> torch.Tensor:
     penalties = Penalties(2, VOCAB, CPU)
     penalties.add(1, setting, token_ids, prompt_len)
     result = logits.clone()

@@ -21,14 +21,37 @@ LOGITS = [1.2, 0.9, 0.6, 0.3, 0.1, -0.4, -0.9, -1.5]
 PROMPT = [6, 1, 1]
 NEUTRAL = SamplingParams(max_new_tokens=9, seed=0)
 EVERYTHING = SamplingParams(
-    max_new_tokens=9, seed=0, temperature=0.8, top_k=4, top_p=0.8, min_p=0.25, repetition_penalty=1.4,
-    presence_penalty=0.5, frequency_penalty=0.3, logit_bias={6: 2.5, 3: -0.4}, min_new_tokens=2, stop_token_ids=(0,))
+    max_new_tokens=9,
+    seed=0,
+    temperature=0.8,
+    top_k=4,
+    top_p=0.8,
+    min_p=0.25,
+    repetition_penalty=1.4,
+    presence_penalty=0.5,
+    frequency_penalty=0.3,
+    logit_bias={6: 2.5, 3: -0.4},
+    min_new_tokens=2,
+    stop_token_ids=(0,),
+)
 MIXED: list[dict[str, Any]] = [
-    {}, {"temperature": 0.0}, {"temperature": 0.3}, {"top_k": 40}, {"top_p": 0.8}, {"min_p": 0.05},
-    {"repetition_penalty": 1.3}, {"presence_penalty": 0.9, "frequency_penalty": 0.2}, {"logit_bias": {5: 4.0}},
-    {"min_new_tokens": 30, "stop_token_ids": (1, 2)}, {"top_k": 9, "top_p": 0.9, "min_p": 0.02, "temperature": 1.7},
-    {"temperature": 0.0, "repetition_penalty": 2.0}, {"top_k": 1}, {"choice": 3}, {"top_p": 0.99, "temperature": 1.4},
-    {"temperature": 1e-5}]
+    {},
+    {"temperature": 0.0},
+    {"temperature": 0.3},
+    {"top_k": 40},
+    {"top_p": 0.8},
+    {"min_p": 0.05},
+    {"repetition_penalty": 1.3},
+    {"presence_penalty": 0.9, "frequency_penalty": 0.2},
+    {"logit_bias": {5: 4.0}},
+    {"min_new_tokens": 30, "stop_token_ids": (1, 2)},
+    {"top_k": 9, "top_p": 0.9, "min_p": 0.02, "temperature": 1.7},
+    {"temperature": 0.0, "repetition_penalty": 2.0},
+    {"top_k": 1},
+    {"choice": 3},
+    {"top_p": 0.99, "temperature": 1.4},
+    {"temperature": 1e-5},
+]
 
 
 def exact_distribution(params: SamplingParams, answer: Sequence[int]) -> list[float]:
@@ -103,20 +126,44 @@ def test_all_features_together_draw_the_exact_joint_distribution(
     assert chi_square(pairs_with_everything, exact_joint(EVERYTHING)) > 0.001
 
 
-@pytest.mark.parametrize("without", [
-    {"temperature": 1.0}, {"top_k": 0}, {"top_p": 1.0}, {"min_p": 0.0}, {"repetition_penalty": 1.0},
-    {"presence_penalty": 0.0}, {"frequency_penalty": 0.0}, {"logit_bias": {}}, {"min_new_tokens": 0},
-    {"min_new_tokens": 1}], ids=str)
+@pytest.mark.parametrize(
+    "without",
+    [
+        {"temperature": 1.0},
+        {"top_k": 0},
+        {"top_p": 1.0},
+        {"min_p": 0.0},
+        {"repetition_penalty": 1.0},
+        {"presence_penalty": 0.0},
+        {"frequency_penalty": 0.0},
+        {"logit_bias": {}},
+        {"min_new_tokens": 0},
+        {"min_new_tokens": 1},
+    ],
+    ids=str,
+)
 def test_each_feature_matters_to_that_test(
     without: dict[str, Any], pairs_with_everything: torch.Tensor, chi_square: ChiSquare
 ) -> None:
     assert chi_square(pairs_with_everything, exact_joint(msgspec.structs.replace(EVERYTHING, **without))) < 1e-6
 
 
-@pytest.mark.parametrize("fields", [
-    {}, {"temperature": 0.6}, {"temperature": 1.8}, {"top_k": 4}, {"top_p": 0.7}, {"min_p": 0.4},
-    {"repetition_penalty": 1.8}, {"presence_penalty": 1.2}, {"frequency_penalty": -0.8}, {"logit_bias": {7: 3.0}}],
-    ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"temperature": 0.6},
+        {"temperature": 1.8},
+        {"top_k": 4},
+        {"top_p": 0.7},
+        {"min_p": 0.4},
+        {"repetition_penalty": 1.8},
+        {"presence_penalty": 1.2},
+        {"frequency_penalty": -0.8},
+        {"logit_bias": {7: 3.0}},
+    ],
+    ids=str,
+)
 def test_each_feature_alone_draws_the_exact_joint_distribution(fields: dict[str, Any], chi_square: ChiSquare) -> None:
     params = msgspec.structs.replace(NEUTRAL, **fields)
     assert chi_square(pairs_of_positions(params, 25_000), exact_joint(params)) > 0.001
@@ -139,9 +186,12 @@ def test_tiny_temperatures_neither_overflow_nor_lose_near_ties() -> None:
     sampler.add(0, SamplingParams(max_new_tokens=9, seed=1, temperature=1e-37), [0], 1)
     sampler.add(1, SamplingParams(max_new_tokens=9, seed=1, temperature=1e-6), [0], 1)
     gap = 2.0**-19  # two units in the last place of 16: at temperature 1e-6 the ratio is exp(1.9)
-    drawn = torch.stack([
-        sampler.sample(torch.tensor([[5.0, 80.0, 79.9], [16.0, 16.0 - gap, 15.9]]), [0, 1], [position] * 2)
-        for position in range(1, 2001)])
+    drawn = torch.stack(
+        [
+            sampler.sample(torch.tensor([[5.0, 80.0, 79.9], [16.0, 16.0 - gap, 15.9]]), [0, 1], [position] * 2)
+            for position in range(1, 2001)
+        ]
+    )
     assert (drawn[:, 0] == 1).all()
     share = (drawn[:, 1] == 1).double().mean().item()
     assert share == pytest.approx(1 / (1 + math.exp(gap / 1e-6)), abs=0.03)
@@ -237,8 +287,10 @@ def test_a_row_of_nan_draws_an_id_inside_the_vocabulary_and_leaves_the_others_al
         assert drawn[1] == expected
 
 
-@pytest.mark.parametrize(("fields", "token_ids"), [
-    ({"logit_bias": {9: 1.0}, "presence_penalty": 1.0}, [0]), ({"presence_penalty": 1.0}, [9])])
+@pytest.mark.parametrize(
+    ("fields", "token_ids"),
+    [({"logit_bias": {9: 1.0}, "presence_penalty": 1.0}, [0]), ({"presence_penalty": 1.0}, [9])],
+)
 def test_a_refused_request_leaves_its_slot_empty(fields: dict[str, Any], token_ids: list[int]) -> None:
     sampler = Sampler(1, 4, CPU)
     with pytest.raises(RequestError, match="9"):

@@ -1,0 +1,159 @@
+"""Logits equal transformers' at every position, in both layouts and however the rows are cut into steps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from slipstream.attention.base import Layout
+from slipstream.attention.torch_native import TorchNativeAttention
+from slipstream.hf_transformers.inspect import inspect_checkpoint
+from slipstream.models.base import CausalLM
+from slipstream.models.registry import MODELS
+from slipstream.weights.load import load_weights
+from slipstream.worker.kv_pool import allocate_caches
+from support.checkpoints import reference_model, write_hf, write_native
+
+TOLERANCE = 1e-4
+CPU = torch.device("cpu")
+PAGE_SIZE = 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[CausalLM, TorchNativeAttention]:
+    spec = inspect_checkpoint(str(folder))
+    family = MODELS.get(spec.architecture)
+    layers = family.attention_layers(spec.config)
+    parameters = load_weights(
+        spec.path,
+        spec.tensors,
+        family.name_map(spec.config, spec.layout),
+        family.parameter_shapes(spec.config),
+        len(layers),
+        dtype,
+        CPU,
+        lambda done, total: None,
+    )
+    attention = TorchNativeAttention(layers, allocate_caches(layers, 64, PAGE_SIZE, dtype, CPU))
+    return family(spec.config, parameters, 256, CPU), attention
+
+
+def compute(model: CausalLM, attention: TorchNativeAttention, rows: list[tuple[list[int], int, list[int]]]) -> Tensor:
+    """Logits of one step; each request is (its new tokens, tokens in KV before, page table)."""
+    rows = sorted(rows, key=lambda row: len(row[0]) != 1)
+    positions = torch.cat([torch.arange(start, start + len(tokens)) for tokens, start, _ in rows])
+    width = max(len(pages) for _, _, pages in rows)
+    kv_lens = [start + len(tokens) for tokens, start, _ in rows]
+    attention.plan(
+        Layout(
+            num_decode=sum(len(tokens) == 1 for tokens, _, _ in rows),
+            num_rows=tuple(len(tokens) for tokens, _, _ in rows),
+            kv_lens=torch.tensor(kv_lens),
+            kv_lens_cpu=tuple(kv_lens),
+            page_tables=torch.tensor([pages + [0] * (width - len(pages)) for _, _, pages in rows], dtype=torch.int32),
+            kv_rows=torch.tensor(
+                [
+                    pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
+                    for tokens, start, pages in rows
+                    for position in range(start, start + len(tokens))
+                ]
+            ),
+        )
+    )
+    token_ids = torch.tensor([token for tokens, _, _ in rows for token in tokens])
+    return model.compute_logits(model.forward(token_ids, positions, attention))
+
+
+def tokens_of(length: int, seed: int) -> list[int]:
+    return torch.randint(0, 97, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def expected_logits(reference: Any, tokens: list[int]) -> Tensor:
+    logits: Tensor = reference(torch.tensor([tokens])).logits[0]
+    return logits
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.dtype == torch.float32
+    assert float((actual - expected).abs().max()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("layout", ["native", "hf"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tied_embeddings": True}, {"n_kv_heads": 4}, {"n_kv_heads": 1}, {"rope_theta": 1e6, "head_dim": 8}],
+    ids=str,
+)
+def test_whole_prompt(tmp_path: Path, layout: str, changes: dict[str, Any]) -> None:
+    reference = reference_model(**changes)
+    folder = write_hf(tmp_path, reference) if layout == "hf" else write_native(tmp_path, reference, **changes)
+    tokens = tokens_of(23, seed=1)
+    assert_close(compute(*load(folder), [(tokens, 0, list(range(1, 7)))]), expected_logits(reference, tokens))
+
+
+def test_llama(tmp_path: Path) -> None:
+    reference = reference_model(llama=True)
+    tokens = tokens_of(17, seed=2)
+    assert_close(
+        compute(*load(write_hf(tmp_path, reference)), [(tokens, 0, [3, 1, 2, 9, 8])]),
+        expected_logits(reference, tokens),
+    )
+
+
+@pytest.mark.parametrize("cuts", [[7, 23], [4, 8, 12, 23], [1, 2, 23], list(range(1, 24))], ids=str)
+def test_chunks_and_decode_equal_the_whole(tmp_path: Path, cuts: list[int]) -> None:
+    reference = reference_model()
+    model, attention = load(write_native(tmp_path, reference))
+    tokens, pages = tokens_of(23, seed=3), [5, 2, 9, 1, 7, 3]
+    logits = [
+        compute(model, attention, [(tokens[start:end], start, pages)])
+        for start, end in zip([0, *cuts], cuts, strict=False)
+    ]
+    assert_close(torch.cat(logits), expected_logits(reference, tokens))
+
+
+def test_ragged_batch_equals_each_request_alone(tmp_path: Path) -> None:
+    reference = reference_model()
+    model, attention = load(write_native(tmp_path, reference))
+    lengths, starts = [9, 3, 21, 14], [8, 2, 16, 0]  # two decode rows, a chunk that continues, a whole prompt
+    prompts = [tokens_of(length, seed=10 + index) for index, length in enumerate(lengths)]
+    tables = [[1 + 6 * index + column for column in range(6)] for index in range(4)]
+    for prompt, start, table in zip(prompts, starts, tables, strict=True):
+        if start:
+            compute(model, attention, [(prompt[:start], 0, table)])
+    logits = compute(
+        model,
+        attention,
+        [(prompt[start:], start, table) for prompt, start, table in zip(prompts, starts, tables, strict=True)],
+    )
+    expected = [expected_logits(reference, prompt)[start:] for prompt, start in zip(prompts, starts, strict=True)]
+    assert_close(logits, torch.cat(expected))
+
+
+def test_bfloat16_is_as_close_as_its_rounding(tmp_path: Path) -> None:
+    reference = reference_model().to(torch.bfloat16)
+    model, attention = load(write_native(tmp_path, reference), torch.bfloat16)
+    tokens = tokens_of(23, seed=4)
+    exact = expected_logits(reference.float(), tokens)
+    error = compute(model, attention, [(tokens, 0, list(range(1, 7)))]) - exact
+    assert float(error.norm() / exact.norm()) < 0.03  # bf16 keeps 8 bits: 0.4 % per operation
+
+
+def test_the_adapted_config_is_what_transformers_takes(tmp_path: Path) -> None:
+    from transformers import MistralConfig
+
+    spec = inspect_checkpoint(str(write_native(tmp_path, reference_model())))
+    config = MistralConfig(**spec.config)
+    assert (config.hidden_size, config.head_dim, config.sliding_window) == (48, 16, None)
+    assert config.rope_parameters["rope_theta"] == 10000.0
