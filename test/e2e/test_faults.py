@@ -11,14 +11,17 @@ import pytest
 
 from support.live_server import LiveServer, alive, wait_until_gone
 
-LONG = {"text": "import os\n", "sampling_params": {"max_new_tokens": 1500, "ignore_eos": True}}
+
+def body(num_tokens: int) -> dict[str, object]:
+    return {"text": "import os\n", "sampling_params": {"max_new_tokens": num_tokens, "ignore_eos": True}}
 
 
 class Load:
     """Streams in the background; `errors` collects how each one ended, "" for a whole answer."""
 
-    def __init__(self, url: str, count: int = 4) -> None:
+    def __init__(self, url: str, count: int = 4, num_tokens: int = 1500) -> None:
         self.url = url
+        self.body = {**body(num_tokens), "stream": True}
         self.endings: list[str] = []
         self.started = threading.Semaphore(0)
         self.threads = [threading.Thread(target=self._stream, daemon=True) for _ in range(count)]
@@ -37,7 +40,7 @@ class Load:
     def _stream(self) -> None:
         last = ""
         try:
-            with httpx.stream("POST", f"{self.url}/generate", json={**LONG, "stream": True}, timeout=60) as answer:
+            with httpx.stream("POST", f"{self.url}/generate", json=self.body, timeout=60) as answer:
                 for line in answer.iter_lines():
                     if line.startswith("data: ") and not last:
                         self.started.release()
@@ -100,11 +103,11 @@ def test_a_hung_step_is_found_and_ends_the_server() -> None:
 
 
 def test_sigterm_lets_requests_finish_refuses_new_ones_and_exits_0(fresh: LiveServer) -> None:
-    load = Load(fresh.url, count=2)
+    load = Load(fresh.url, count=2, num_tokens=60)
     pids = [child.pid for child in fresh.children.values()]
     fresh.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
-    refused = httpx.post(f"{fresh.url}/generate", json=LONG, timeout=10)
+    time.sleep(0.2)
+    refused = httpx.post(f"{fresh.url}/generate", json=body(5), timeout=10)
     assert refused.status_code == 503 and "retry-after" in refused.headers
     assert httpx.get(f"{fresh.url}/ready", timeout=10).status_code == 503
     assert load.join(30.0) == ["", ""]

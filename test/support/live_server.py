@@ -1,5 +1,6 @@
 """A real server in its own process, for end-to-end and fault tests."""
 
+import contextlib
 import os
 import re
 import signal
@@ -50,9 +51,10 @@ class LiveServer:
         """Child processes by role."""
         found = {}
         for child in psutil.Process(self.process.pid).children(recursive=True):
-            words = child.cmdline()
-            if "slipstream.launch.child" in words:
-                found[words[-1]] = child
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end while we look
+                words = child.cmdline()
+                if "slipstream.launch.child" in words:
+                    found[words[-1]] = child
         return found
 
     def wait(self, timeout_s: float) -> int:
@@ -67,7 +69,9 @@ class LiveServer:
 
     def kill(self) -> None:
         """End everything, whatever state it is in."""
-        processes = [*self.children.values()] if self.process.poll() is None else []
+        processes: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes = [*self.children.values()]
         self.process.kill()
         self.process.wait()
         for process in processes:

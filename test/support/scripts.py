@@ -1,0 +1,18 @@
+"""Loading a file of scripts/, which is no package."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+
+
+def load_script(name: str) -> ModuleType:
+    """The module scripts/NAME.py, without running its main()."""
+    spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
