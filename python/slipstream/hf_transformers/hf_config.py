@@ -73,20 +73,20 @@ def _architecture(keys: Keys, problems: list[str]) -> str:
 
 
 def _rope_theta(keys: Keys, problems: list[str]) -> float:
-    """`rope_theta` at the top (transformers 4) or inside `rope_parameters` (transformers 5)."""
-    nested = keys.raw("rope_parameters")
+    """`rope_theta` at the top (transformers 4) or inside `rope_parameters` (transformers 5), which goes first."""
+    theta = keys.number("rope_theta", default=10000.0)
     scaling = keys.raw("rope_scaling")
+    if scaling is not None and not (isinstance(scaling, dict) and scaling.get("rope_type") == "default"):
+        problems.append(f"config.json: rope_scaling is {scaling!r:.80}; rotary scaling is not supported yet")
+    nested = keys.raw("rope_parameters")
     if nested is None:
-        if scaling is not None and not (isinstance(scaling, dict) and scaling.get("rope_type") == "default"):
-            problems.append(f"config.json: rope_scaling is {scaling!r:.80}; rotary scaling is not supported yet")
-        return keys.number("rope_theta", default=10000.0)
+        return theta
     if not isinstance(nested, dict):
         problems.append(f"config.json: rope_parameters is {nested!r:.80}; it must be an object")
-        return 1.0
+        return theta
     inner = Keys("config.json: rope_parameters", nested, problems)
     inner.expect("rope_type", "default")
     inner.expect("type", "default")
-    theta = inner.number("rope_theta", default=10000.0)
+    theta = inner.number("rope_theta", default=theta)
     inner.finish()
-    keys.ignore("rope_theta")
     return theta

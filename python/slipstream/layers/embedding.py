@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from slipstream.layers.linear import make_linear
+
 
 class Embedding:
     """Rows of a table [vocab, D]."""
@@ -20,11 +22,11 @@ class Embedding:
 class Head:
     """Logits over the vocabulary; `weight` [vocab, D] is the embedding's where the model ties them."""
 
-    __slots__ = ("weight",)
+    __slots__ = ("_product",)
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+        self._product = make_linear(weight)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[rows, D] -> fp32 [rows, vocab]. The product has the weights' dtype and accumulates in fp32."""
-        return F.linear(hidden, self.weight).float()
+        return self._product(hidden).float()

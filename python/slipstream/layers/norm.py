@@ -1,22 +1,25 @@
 """Root-mean-square norm."""
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 
 class RMSNorm:
-    """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich, 2019).
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich, 2019), computed in fp32.
 
-    The statistics are computed in fp32 whatever the dtype of x.
+    Written out, because F.rms_norm takes up to a quarter longer on a CPU: vector_norm reads x once in its own dtype
+    and sums in fp32.
     """
 
-    __slots__ = ("eps", "shape", "weight")
+    __slots__ = ("_eps", "_inverse_size", "_weight")
 
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self.weight = weight
-        self.eps = eps
-        self.shape = tuple(weight.shape)
+        self._weight = weight.float()
+        self._eps = torch.full((), eps, dtype=torch.float32, device=weight.device)
+        self._inverse_size = 1 / weight.shape[-1]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return F.rms_norm(x, self.shape, self.weight, self.eps)
+        norm = torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32)
+        scale = torch.addcmul(self._eps, norm, norm, value=self._inverse_size).rsqrt_()
+        return (x * scale).mul_(self._weight).to(x.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slipstream.attention.base import AttentionBackend, AttentionLayer
 from slipstream.layers.embedding import Embedding, Head
-from slipstream.layers.linear import Linear
+from slipstream.layers.linear import make_linear
 from slipstream.layers.norm import RMSNorm
 from slipstream.layers.rope import RotaryEmbedding
 from slipstream.weights.name_map import NameMap, ParameterShape, Rule, expand_layers
@@ -20,9 +20,9 @@ Config = Mapping[str, Any]
 class Block:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: Config, parameters: Mapping[str, Tensor], index: int, rope: RotaryEmbedding) -> None:
+    def __init__(self, config: Config, parameters: dict[str, Tensor], index: int, rope: RotaryEmbedding) -> None:
         def weight(name: str) -> Tensor:
-            return parameters[f"layers.{index}.{name}"]
+            return parameters.pop(f"layers.{index}.{name}")
 
         eps = config["rms_norm_eps"]
         self.index = index
@@ -31,8 +31,8 @@ class Block:
         self.num_rotated = self.num_heads + self.num_kv_heads
         self.qkv_shape = (-1, self.num_rotated + self.num_kv_heads, config["head_dim"])
         self.attention_norm, self.mlp_norm = RMSNorm(weight("attention_norm"), eps), RMSNorm(weight("mlp_norm"), eps)
-        self.qkv, self.out = Linear(weight("qkv")), Linear(weight("attention_out"))
-        self.gate_up, self.down = Linear(weight("gate_up")), Linear(weight("down"))
+        self.qkv, self.out = make_linear(weight("qkv")), make_linear(weight("attention_out"))
+        self.gate_up, self.down = make_linear(weight("gate_up")), make_linear(weight("down"))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend) -> Tensor:
         """[T, D] -> [T, D]."""
@@ -47,13 +47,13 @@ class Block:
 class MistralForCausalLM:
     """See CausalLM."""
 
-    def __init__(self, config: Config, parameters: Mapping[str, Tensor], num_positions: int,
+    def __init__(self, config: Config, parameters: dict[str, Tensor], num_positions: int,
                  device: torch.device) -> None:
         self.rope = RotaryEmbedding(config["head_dim"], config["rope_parameters"]["rope_theta"], num_positions, device)
-        self.embedding = Embedding(parameters["embedding"])
+        self.embedding = Embedding(parameters.pop("embedding"))
         self.blocks = [Block(config, parameters, index, self.rope) for index in range(config["num_hidden_layers"])]
-        self.norm = RMSNorm(parameters["norm"], config["rms_norm_eps"])
-        self.head = Head(parameters["embedding" if config["tie_word_embeddings"] else "head"])
+        self.norm = RMSNorm(parameters.pop("norm"), config["rms_norm_eps"])
+        self.head = Head(self.embedding.weight if config["tie_word_embeddings"] else parameters.pop("head"))
 
     def forward(self, token_ids: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
         x = self.embedding(token_ids)

@@ -12,8 +12,9 @@ PAGE_SIZE = 4
 LAYER = AttentionLayer(num_heads=6, num_kv_heads=2, head_dim=8, scale=0.3)
 
 
-def random_step(lens: list[int], num_rows: list[int], dtype: torch.dtype, seed: int = 0
-                ) -> tuple[TorchNativeAttention, Tensor, Layout, list[list[int]]]:
+def random_step(
+    lens: list[int], num_rows: list[int], dtype: torch.dtype, seed: int = 0
+) -> tuple[TorchNativeAttention, Tensor, Layout, list[list[int]]]:
     """A backend whose cache holds random values, and a layout over shuffled pages. Page 0 holds NaN: a trap."""
     generator = torch.Generator().manual_seed(seed)
     num_pages = [-(-length // PAGE_SIZE) for length in lens]
@@ -25,13 +26,19 @@ def random_step(lens: list[int], num_rows: list[int], dtype: torch.dtype, seed: 
         if length % PAGE_SIZE:
             cache[table[-1], length % PAGE_SIZE :] = float("nan")  # beyond the request's last token
     width = max(num_pages)
-    kv_rows = [table[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
-               for table, length, rows in zip(tables, lens, num_rows, strict=True)
-               for position in range(length - rows, length)]
+    kv_rows = [
+        table[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
+        for table, length, rows in zip(tables, lens, num_rows, strict=True)
+        for position in range(length - rows, length)
+    ]
     layout = Layout(
-        num_decode=sum(rows == 1 for rows in num_rows), num_rows=tuple(num_rows), kv_lens=torch.tensor(lens),
-        kv_lens_cpu=tuple(lens), kv_rows=torch.tensor(kv_rows),
-        page_tables=torch.tensor([table + [0] * (width - len(table)) for table in tables], dtype=torch.int32))
+        num_decode=sum(rows == 1 for rows in num_rows),
+        num_rows=tuple(num_rows),
+        kv_lens=torch.tensor(lens),
+        kv_lens_cpu=tuple(lens),
+        kv_rows=torch.tensor(kv_rows),
+        page_tables=torch.tensor([table + [0] * (width - len(table)) for table in tables], dtype=torch.int32),
+    )
     return TorchNativeAttention([LAYER], [cache]), cache, layout, tables
 
 
@@ -49,13 +56,24 @@ def expected_output(cache: Tensor, layout: Layout, tables: list[list[int]], q: T
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("lens", "num_rows"), [
-    ([1], [1]), ([9], [1]), ([9, 9], [1, 1]), ([9, 1, 30, 4], [1, 1, 1, 1]), ([7], [7]), ([11], [3]),
-    ([13, 2, 8, 5, 19], [1, 1, 8, 3, 6]), ([3, 8], [3, 5]),
-], ids=str)
+@pytest.mark.parametrize(
+    ("lens", "num_rows"),
+    [
+        ([1], [1]),
+        ([9], [1]),
+        ([9, 9], [1, 1]),
+        ([9, 1, 30, 4], [1, 1, 1, 1]),
+        ([7], [7]),
+        ([11], [3]),
+        ([13, 2, 8, 5, 19], [1, 1, 8, 3, 6]),
+        ([3, 8], [3, 5]),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("mask_elements", [2**23, 40])
-def test_against_the_definition(dtype: torch.dtype, lens: list[int], num_rows: list[int], mask_elements: int,
-                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_against_the_definition(
+    dtype: torch.dtype, lens: list[int], num_rows: list[int], mask_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("slipstream.attention.torch_native._MAX_MASK_ELEMENTS", mask_elements)
     backend, cache, layout, tables = random_step(lens, num_rows, dtype)
     total = sum(num_rows)

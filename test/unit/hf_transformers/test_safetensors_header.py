@@ -31,14 +31,20 @@ def problems_of(path: Path) -> str:
 
 
 def test_reads_what_the_library_writes(tmp_path: Path) -> None:
-    tensors = {"a": torch.zeros(2, 3, dtype=torch.bfloat16), "b": torch.zeros(5),
-               "c": torch.zeros((), dtype=torch.int8)}
+    tensors = {
+        "a": torch.zeros(2, 3, dtype=torch.bfloat16),
+        "b": torch.zeros(5),
+        "c": torch.zeros((), dtype=torch.int8),
+    }
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     problems: list[str] = []
     found = read_tensors(tmp_path, "model", problems)
     assert problems == []
-    assert found == (TensorInfo("a", (2, 3), "BF16", "model.safetensors"),
-                     TensorInfo("b", (5,), "F32", "model.safetensors"), TensorInfo("c", (), "I8", "model.safetensors"))
+    assert found == (
+        TensorInfo("a", (2, 3), "BF16", "model.safetensors"),
+        TensorInfo("b", (5,), "F32", "model.safetensors"),
+        TensorInfo("c", (), "I8", "model.safetensors"),
+    )
     assert [tensor_bytes(tensor) for tensor in found] == [12, 20, 1]
 
 
@@ -67,21 +73,32 @@ def test_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     assert "limit" in problems_of(path)
 
 
-@pytest.mark.parametrize("header", [b"{", b"[]", b"nonsense", b"\xff\xfe", b"[" * 100_000, b'{"a": 1, "a": 2}',
-                                    b'{"a": ' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize(
+    "header",
+    [b"{", b"[]", b"nonsense", b"\xff\xfe", b"[" * 100_000, b'{"a": 1, "a": 2}', b'{"a": ' + b"9" * 5000 + b"}"],
+)
 def test_damaged_json(tmp_path: Path, header: bytes) -> None:
     assert "m.safetensors" in problems_of(write(tmp_path / "m.safetensors", header))
 
 
-@pytest.mark.parametrize(("bad", "said"), [
-    (5, "dtype"), ({}, "dtype"), (entry(0, 8, dtype="F4"), "dtype"), (entry(0, 8, shape=[-2]), "shape"),
-    (entry(0, 8, shape=[2.0]), "shape"), (entry(0, 8, shape=[True, 2]), "shape"),
-    (entry(0, 8, shape=[3]), "cannot fill"),
-    (entry(8, 0, shape=[2]), "cannot fill"), (entry(0, 8, shape=[2**40, 2**40]), "cannot fill"),
-    ({"dtype": "F32", "shape": [2], "data_offsets": [0]}, "data_offsets"),
-    ({"dtype": "F32", "shape": [2], "data_offsets": "08"}, "data_offsets"),
-    (entry(0, 2**40), "truncated"), (entry(4, 12), "gap"),
-])
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (5, "dtype"),
+        ({}, "dtype"),
+        (entry(0, 8, dtype="F4"), "dtype"),
+        (entry(0, 8, shape=[-2]), "shape"),
+        (entry(0, 8, shape=[2.0]), "shape"),
+        (entry(0, 8, shape=[True, 2]), "shape"),
+        (entry(0, 8, shape=[3]), "cannot fill"),
+        (entry(8, 0, shape=[2]), "cannot fill"),
+        (entry(0, 8, shape=[2**40, 2**40]), "cannot fill"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0]}, "data_offsets"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": "08"}, "data_offsets"),
+        (entry(0, 2**40), "truncated"),
+        (entry(4, 12), "gap"),
+    ],
+)
 def test_bad_entries(tmp_path: Path, bad: Any, said: str) -> None:
     problems = problems_of(write(tmp_path / "m.safetensors", {"good": entry(0, 0), "bad": bad}, bytes(8)))
     assert said in problems
@@ -145,11 +162,18 @@ def test_the_same_tensor_in_two_files(tmp_path: Path) -> None:
     assert "a is in both" in read_shards(tmp_path)[1]
 
 
-@pytest.mark.parametrize(("weight_map", "said"), [
-    ({"a": "../model.safetensors"}, "outside"), ({"a": "/etc/passwd"}, "outside"), ({"a": ".."}, "outside"),
-    ({"a": 5}, "weight_map"), ([], "weight_map"), ({**SHARDS, "c": SHARDS["a"]}, "says that c is in"),
-    ({"a": SHARDS["a"], "c": SHARDS["b"]}, "says that b is in no file"),
-])
+@pytest.mark.parametrize(
+    ("weight_map", "said"),
+    [
+        ({"a": "../model.safetensors"}, "outside"),
+        ({"a": "/etc/passwd"}, "outside"),
+        ({"a": ".."}, "outside"),
+        ({"a": 5}, "weight_map"),
+        ([], "weight_map"),
+        ({**SHARDS, "c": SHARDS["a"]}, "says that c is in"),
+        ({"a": SHARDS["a"], "c": SHARDS["b"]}, "says that b is in no file"),
+    ],
+)
 def test_bad_index(tmp_path: Path, weight_map: Any, said: str) -> None:
     save_shards(tmp_path, SHARDS)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))

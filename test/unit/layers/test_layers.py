@@ -38,7 +38,8 @@ def test_rope_turns_each_pair_by_its_angle() -> None:
             angle = position * theta ** (-2 * pair / head_dim)
             for head in range(2):
                 turned = complex(x[row, head, pair], x[row, head, pair + head_dim // 2]) * complex(
-                    math.cos(angle), math.sin(angle))
+                    math.cos(angle), math.sin(angle)
+                )
                 assert float(out[row, head, pair]) == pytest.approx(turned.real, abs=1e-5)
                 assert float(out[row, head, pair + head_dim // 2]) == pytest.approx(turned.imag, abs=1e-5)
 

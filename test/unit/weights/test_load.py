@@ -22,9 +22,15 @@ CPU = torch.device("cpu")
 def load(folder: Path, reports: list[tuple[int, int]] | None = None) -> dict[str, torch.Tensor]:
     spec = inspect_checkpoint(str(folder), needs_tokenizer=False)
     return load_weights(
-        spec.path, spec.tensors, MistralForCausalLM.name_map(spec.config, spec.layout),
-        MistralForCausalLM.parameter_shapes(spec.config), spec.config["num_hidden_layers"], torch.float32, CPU,
-        lambda done, total: reports.append((done, total)) if reports is not None else None)
+        spec.path,
+        spec.tensors,
+        MistralForCausalLM.name_map(spec.config, spec.layout),
+        MistralForCausalLM.parameter_shapes(spec.config),
+        spec.config["num_hidden_layers"],
+        torch.float32,
+        CPU,
+        lambda done, total: reports.append((done, total)) if reports is not None else None,
+    )
 
 
 def problems_of(folder: Path) -> list[str]:
@@ -44,8 +50,11 @@ def test_both_layouts_give_the_same_parameters(tmp_path: Path) -> None:
     reference = reference_model()
     native = load(write_native(tmp_path / "native", reference))
     hf = load(write_hf(tmp_path / "hf", reference))
-    assert native.keys() == hf.keys() == MistralForCausalLM.parameter_shapes(
-        inspect_checkpoint(str(tmp_path / "hf")).config).keys()
+    assert (
+        native.keys()
+        == hf.keys()
+        == MistralForCausalLM.parameter_shapes(inspect_checkpoint(str(tmp_path / "hf")).config).keys()
+    )
     assert all(torch.equal(native[name], hf[name]) for name in native)
     weights = reference.model.layers[1]
     assert torch.equal(native["layers.1.qkv"][64:96], weights.self_attn.k_proj.weight)
@@ -81,10 +90,12 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:
 
     rewrite(folder, damage)
     assert problems_of(folder) == [
-        "missing tensor layers.1.attention.wk.weight of shape [32, 48]", "missing tensor norm.weight of shape [48]",
+        "missing tensor layers.1.attention.wk.weight of shape [32, 48]",
+        "missing tensor norm.weight of shape [48]",
         "unexpected tensor layers.0.extra.weight of shape [3]",
         "unexpected tensor layers.3.ffn_norm.weight of shape [48]",
-        "layers.2.feed_forward.w2.weight has shape [80, 48]; the configuration asks for [48, 80]"]
+        "layers.2.feed_forward.w2.weight has shape [80, 48]; the configuration asks for [48, 80]",
+    ]
 
 
 def test_untied_without_a_head_and_tied_with_one(tmp_path: Path) -> None:
@@ -107,8 +118,16 @@ def test_a_file_that_shrinks_after_inspection_is_a_checkpoint_error(tmp_path: Pa
     spec = inspect_checkpoint(str(folder))
     (folder / "consolidated.safetensors").write_bytes(b"short")
     with pytest.raises(CheckpointError, match=r"consolidated\.safetensors cannot be read"):
-        load_weights(spec.path, spec.tensors, MistralForCausalLM.name_map(spec.config, spec.layout),
-                     MistralForCausalLM.parameter_shapes(spec.config), 3, torch.float32, CPU, lambda done, total: None)
+        load_weights(
+            spec.path,
+            spec.tensors,
+            MistralForCausalLM.name_map(spec.config, spec.layout),
+            MistralForCausalLM.parameter_shapes(spec.config),
+            3,
+            torch.float32,
+            CPU,
+            lambda done, total: None,
+        )
 
 
 def test_weights_are_converted(tmp_path: Path) -> None:
@@ -118,12 +137,15 @@ def test_weights_are_converted(tmp_path: Path) -> None:
     assert torch.equal(parameters["head"], reference.lm_head.weight.float())
 
 
-@pytest.mark.parametrize("rules", [
-    (Rule("a", "w", "q"),),  # k is not filled
-    (Rule("a", "w", "q"), Rule("b", "w", "q"), Rule("c", "w", "k")),  # q is filled twice
-    (Rule("a", "w", "q"), Rule("a", "w", "k")),  # one tensor is read twice
-    (Rule("a", "w"), Rule("b", "w", "k")),  # k is filled twice
-])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (Rule("a", "w", "q"),),  # k is not filled
+        (Rule("a", "w", "q"), Rule("b", "w", "q"), Rule("c", "w", "k")),  # q is filled twice
+        (Rule("a", "w", "q"), Rule("a", "w", "k")),  # one tensor is read twice
+        (Rule("a", "w"), Rule("b", "w", "k")),  # k is filled twice
+    ],
+)
 def test_a_table_must_fill_every_row_once(rules: tuple[Rule, ...]) -> None:
     with pytest.raises(ValueError, match="rules"):
         placements(NameMap(rules), {"w": ParameterShape((6, 2), parts=(("q", 4), ("k", 2)))}, 1)

@@ -39,8 +39,9 @@ def test_chunks_that_are_not_last_sample_nothing() -> None:
     state = make_state()
     for slot in (1, 2, 4):
         state.add(slot, list(range(20)), [slot, slot + 5, slot + 10], num_cached=4)
-    rows = build_batch(state, [], [PrefillChunk(1, 4, 2, False), PrefillChunk(4, 4, 5, True),
-                                   PrefillChunk(2, 4, 1, True)])
+    rows = build_batch(
+        state, [], [PrefillChunk(1, 4, 2, False), PrefillChunk(4, 4, 5, True), PrefillChunk(2, 4, 1, True)]
+    )
     assert (rows.sampled_rows, rows.sampled_slots, rows.sampled_positions) == ([6, 7], [4, 2], [9, 5])
     assert rows.layout.num_decode == 0
 
@@ -65,7 +66,10 @@ def test_release_empties_the_slot() -> None:
     assert state.page_tables[2].tolist()[:2] == [5, 0]
 
 
-@pytest.mark.parametrize("module", [batch, kv_pool, memory, threads, name_map, torch_native, safetensors_header],
-                         ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module",
+    [batch, kv_pool, memory, threads, name_map, torch_native, safetensors_header],
+    ids=lambda module: module.__name__,
+)
 def test_docstring_examples(module: types.ModuleType) -> None:
     assert doctest.testmod(module).failed == 0

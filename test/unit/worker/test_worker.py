@@ -78,8 +78,10 @@ def test_chunked_prompt(driver: Driver, reference: Any, chunk: int) -> None:
 def test_chunks_and_decodes_share_a_step(driver: Driver, reference: Any) -> None:
     prompts = [prompt_of(length, length) for length in (5, 13, 9)]
     answers = [list(driver.prefill(0, prompts[0], [1, 2, 3, 4])[0].token_ids), [], []]
-    new = [NewRequest(slot, prompts[slot], len(prompts[slot]), GREEDY, pages, 0)
-           for slot, pages in ((1, [5, 6, 7, 8, 9]), (2, [10, 11, 12, 13]))]
+    new = [
+        NewRequest(slot, prompts[slot], len(prompts[slot]), GREEDY, pages, 0)
+        for slot, pages in ((1, [5, 6, 7, 8, 9]), (2, [10, 11, 12, 13]))
+    ]
     results = driver.step(new=new, decode=[0], chunks=[PrefillChunk(1, 0, 8, False), PrefillChunk(2, 0, 9, True)])
     assert results[1].token_ids == []
     for plan in ({"decode": [0, 2], "chunks": [PrefillChunk(1, 8, 5, True)]}, {"decode": [2, 0, 1]}):
@@ -151,12 +153,14 @@ def test_logprobs_only_where_asked(driver: Driver) -> None:
 
 @pytest.mark.parametrize("first_position", [0, 4, 9])
 @pytest.mark.parametrize("chunk", [3, 100])
-def test_prompt_logprobs(driver: Driver, reference: Any, first_position: int, chunk: int,
-                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_logprobs(
+    driver: Driver, reference: Any, first_position: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("slipstream.worker.worker._MAX_LOGIT_ELEMENTS", 2 * VOCAB_SIZE)  # blocks of two rows
     prompt = prompt_of(10, 13)
-    sampling = SamplingParams(max_new_tokens=8, seed=0, temperature=0.0, top_logprobs=2,
-                              prompt_logprobs_from=first_position)
+    sampling = SamplingParams(
+        max_new_tokens=8, seed=0, temperature=0.0, top_logprobs=2, prompt_logprobs_from=first_position
+    )
     results = driver.prefill(0, prompt, [1, 2, 3], sampling=sampling, chunk=chunk)
     logprobs = [entry for result in results for entry in result.prompt_logprobs or []]
     first = max(first_position, 1)
@@ -237,8 +241,10 @@ def test_ready_says_what_was_loaded(driver: Driver) -> None:
 
 def test_dummy_weights_need_a_configuration_only(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "params.json").write_bytes((folder / "params.json").read_bytes())
-    answers = [Driver(load_worker(tmp_path, load_format="dummy", random_seed=seed)).generate(0, [1, 2, 3], [1, 2], 5)
-               for seed in (1, 1, 2)]
+    answers = [
+        Driver(load_worker(tmp_path, load_format="dummy", random_seed=seed)).generate(0, [1, 2, 3], [1, 2], 5)
+        for seed in (1, 1, 2)
+    ]
     assert answers[0] == answers[1] != answers[2]
 
 
