@@ -100,8 +100,9 @@ class TorchNativeAttention:
         group_size = spec.num_heads // spec.num_kv_heads
         k, v = (kv[:, which].transpose(0, 1).unsqueeze(1).expand(-1, group_size, -1, -1) for which in (0, 1))
         grouped = q.view(-1, spec.num_kv_heads, group_size, spec.head_dim).permute(1, 2, 0, 3)
-        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=block.mask, is_causal=block.mask is None,
-                                             scale=spec.scale)
+        out = F.scaled_dot_product_attention(
+            grouped, k, v, attn_mask=block.mask, is_causal=block.mask is None, scale=spec.scale
+        )
         return out.permute(2, 0, 1, 3).reshape(q.shape[0], -1)
 
     def _plan_decode(self, layout: Layout, members: list[int], all_of_them: bool) -> _DecodeGroup:
@@ -109,8 +110,11 @@ class TorchNativeAttention:
         longest = max(lens_cpu)
         rows = None if all_of_them else torch.tensor(members, device=layout.kv_lens.device)
         tables, lens = layout.page_tables, layout.kv_lens
-        tables, lens = ((tables[: len(members)], lens[: len(members)]) if rows is None
-                        else (tables.index_select(0, rows), lens.index_select(0, rows)))
+        tables, lens = (
+            (tables[: len(members)], lens[: len(members)])
+            if rows is None
+            else (tables.index_select(0, rows), lens.index_select(0, rows))
+        )
         gather = self._cache_rows(tables, longest)
         if min(lens_cpu) == longest:
             return _DecodeGroup(rows, gather.reshape(-1), None, len(members))

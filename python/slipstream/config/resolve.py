@@ -10,7 +10,6 @@ from slipstream.config.options import LaunchOptions
 from slipstream.config.processes import SchedulerConfig, ServerConfig, TokenizerConfig, WorkerConfig
 from slipstream.errors import ConfigError
 
-
 EMBEDDED_NAME = "slipstream-embedded"
 
 

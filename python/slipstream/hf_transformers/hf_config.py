@@ -10,10 +10,28 @@ ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 
 # Written by transformers into every config.json; none changes what a forward pass computes.
 _WITHOUT_EFFECT = (
-    "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range",
-    "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "output_attentions", "output_hidden_states",
-    "return_dict", "chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id", "problem_type",
-    "pretraining_tp", "max_window_layers", "use_sliding_window", "tokenizer_class",
+    "_name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "initializer_range",
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "chunk_size_feed_forward",
+    "is_encoder_decoder",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "pretraining_tp",
+    "max_window_layers",
+    "use_sliding_window",
+    "tokenizer_class",
 )
 
 
@@ -33,8 +51,7 @@ def adapt_hf_config(values: Mapping[str, Any], problems: list[str]) -> Adapted:
     keys.expect("hidden_act", "silu")
     keys.ignore(*_WITHOUT_EFFECT)
     hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
-    max_positions = keys.integer("max_position_embeddings", maximum=MAX_TOKENS,
-                                 default=131072 if is_mistral else 2048)
+    max_positions = keys.integer("max_position_embeddings", maximum=MAX_TOKENS, default=131072 if is_mistral else 2048)
     config: dict[str, Any] = {
         "model_type": "mistral" if is_mistral else "llama",
         "vocab_size": keys.integer("vocab_size"),
@@ -68,7 +85,8 @@ def _architecture(keys: Keys, problems: list[str]) -> str:
         return str(architecture)
     known = ", ".join(sorted(ARCHITECTURES.values()))
     problems.append(
-        f"config.json: architectures is {named!r:.80} and model_type {model_type!r:.80}; supported: {known}")
+        f"config.json: architectures is {named!r:.80} and model_type {model_type!r:.80}; supported: {known}"
+    )
     return "MistralForCausalLM"
 
 

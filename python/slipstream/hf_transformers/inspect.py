@@ -37,8 +37,9 @@ class Layout:
 LAYOUTS = (Layout("mistral", "params.json", "consolidated"), Layout("hf", "config.json", "model"))
 
 
-def inspect_checkpoint(path: str | None, load_format: str = "auto", tokenizer_path: str | None = None, *,
-                       needs_tokenizer: bool = True) -> ModelSpec:
+def inspect_checkpoint(
+    path: str | None, load_format: str = "auto", tokenizer_path: str | None = None, *, needs_tokenizer: bool = True
+) -> ModelSpec:
     """What the checkpoint folder `path` holds; None is the model that ships with the package.
 
     `load_format`: "auto", "mistral" or "hf" choose the layout; "dummy" needs a configuration file but no weights, and
@@ -62,10 +63,19 @@ def inspect_checkpoint(path: str | None, load_format: str = "auto", tokenizer_pa
     if problems:
         raise CheckpointError(str(folder), problems)
     return ModelSpec(
-        path=str(folder), name=EMBEDDED_NAME if path is None else folder.resolve().name, layout=layout.name,
-        architecture=adapted.architecture, config=adapted.config, dtype=dtype,
-        vocab_size=adapted.config["vocab_size"], context_length=adapted.context_length, eos_token_ids=eos_token_ids,
-        tokenizer_kind=tokenizer[0], tokenizer_path=tokenizer[1], tensors=tensors)
+        path=str(folder),
+        name=EMBEDDED_NAME if path is None else folder.resolve().name,
+        layout=layout.name,
+        architecture=adapted.architecture,
+        config=adapted.config,
+        dtype=dtype,
+        vocab_size=adapted.config["vocab_size"],
+        context_length=adapted.context_length,
+        eos_token_ids=eos_token_ids,
+        tokenizer_kind=tokenizer[0],
+        tokenizer_path=tokenizer[1],
+        tensors=tensors,
+    )
 
 
 def _list_files(folder: Path) -> list[str]:
@@ -85,8 +95,9 @@ def _choose_layout(folder: Path, files: Sequence[str], load_format: str) -> Layo
             return layout
     accepted = " or ".join(layout.files if load_format != "dummy" else layout.config_file for layout in allowed)
     shown = ", ".join(files[:20]) + (f" and {len(files) - 20} more" if len(files) > 20 else "")
-    raise CheckpointError(str(folder), [f"the folder has no complete layout: it needs {accepted}",
-                                        f"files seen: {shown or 'none'}"])
+    raise CheckpointError(
+        str(folder), [f"the folder has no complete layout: it needs {accepted}", f"files seen: {shown or 'none'}"]
+    )
 
 
 def _has(layout: Layout, files: Sequence[str], *, needs_weights: bool) -> bool:
@@ -102,8 +113,9 @@ def _stored_dtype(tensors: Sequence[TensorInfo], problems: list[str]) -> str:
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor_bytes(tensor)
     for dtype in sorted(sizes.keys() - DTYPES.keys()):
         example = next(tensor.name for tensor in tensors if tensor.dtype == dtype)
-        problems.append(f"tensors of dtype {dtype} are not supported yet, for example {example}; "
-                        f"supported: {', '.join(DTYPES)}")
+        problems.append(
+            f"tensors of dtype {dtype} are not supported yet, for example {example}; supported: {', '.join(DTYPES)}"
+        )
     if not sizes and not problems:
         problems.append("the safetensors files hold no tensor")
     return DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), "float32") if sizes else "float32"

@@ -23,8 +23,11 @@ def adapt_params(params: Mapping[str, Any], problems: list[str]) -> Adapted:
     """Adapt a dense grouped-query model. Every key is used or refused; what is wrong is added to `problems`."""
     keys = Keys("params.json", params, problems)
     _refuse_unsupported(keys)
-    given = [keys.integer(name, maximum=MAX_TOKENS) for name in ("max_position_embeddings", "max_seq_len")
-             if keys.raw(name) is not None]
+    given = [
+        keys.integer(name, maximum=MAX_TOKENS)
+        for name in ("max_position_embeddings", "max_seq_len")
+        if keys.raw(name) is not None
+    ]
     context_length = min(given, default=DEFAULT_CONTEXT_LENGTH)
     config = {
         "model_type": "mistral",

@@ -14,8 +14,23 @@ from slipstream.hf_transformers.json_file import MAX_INDEX_BYTES, read_json_obje
 from slipstream.hf_transformers.spec import TensorInfo
 
 MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library sets
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-              "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+}
 _MAX_REPORTED = 20  # problems of one file; more add nothing
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
@@ -93,8 +108,10 @@ def _entries(header: dict[str, Any], file: str, problems: list[str]) -> Iterable
         elif not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
             problems.append(f"{file}: {name[:200]} has no valid shape and data_offsets")
         elif offsets[1] - offsets[0] != math.prod(shape) * ITEM_BYTES[dtype]:
-            problems.append(f"{file}: {name[:200]} of shape {shape} and dtype {dtype} "
-                            f"cannot fill bytes {offsets[0]} to {offsets[1]}")
+            problems.append(
+                f"{file}: {name[:200]} of shape {shape} and dtype {dtype} "
+                f"cannot fill bytes {offsets[0]} to {offsets[1]}"
+            )
         else:
             yield TensorInfo(name, tuple(shape), dtype, file), offsets[0], offsets[1]
 
@@ -113,8 +130,11 @@ def _gaps(entries: list[tuple[TensorInfo, int, int]], data_bytes: int, file: str
 
 
 def _is_sizes(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and len(value) <= 16 and all(
-        isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**63 for size in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= 16
+        and all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**63 for size in value)
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -162,5 +182,6 @@ def _disagreements(index: str, weight_map: dict[str, str], tensors: dict[str, Te
         listed, found = weight_map.get(name), tensors[name].file if name in tensors else None
         if listed != found:
             problems.append(
-                f"{index} says that {name[:200]} is in {listed or 'no file'}; it is in {found or 'no file'}")
+                f"{index} says that {name[:200]} is in {listed or 'no file'}; it is in {found or 'no file'}"
+            )
     return problems

@@ -15,8 +15,10 @@ def find_tokenizer(folder: Path, layout: str) -> tuple[str, str] | None:
     """
     if (folder / "tekken.json").is_file():
         return "tekken", str(folder / "tekken.json")
-    found = {"sentencepiece": _newest_sentencepiece(folder),
-             "hf": str(folder) if (folder / "tokenizer.json").is_file() else None}
+    found = {
+        "sentencepiece": _newest_sentencepiece(folder),
+        "hf": str(folder) if (folder / "tokenizer.json").is_file() else None,
+    }
     for kind in ("hf", "sentencepiece") if layout == "hf" else ("sentencepiece", "hf"):
         if path := found[kind]:
             return kind, path
@@ -38,6 +40,9 @@ def tokenizer_at(path: Path, layout: str) -> tuple[str, str] | None:
 
 def _newest_sentencepiece(folder: Path) -> str | None:
     """tokenizer.model.v7 before tokenizer.model.v3 before tokenizer.model."""
-    versions = {int(match[2] or 0): path for path in folder.glob("tokenizer.model*")
-                if path.is_file() and (match := _SENTENCEPIECE.match(path.name))}
+    versions = {
+        int(match[2] or 0): path
+        for path in folder.glob("tokenizer.model*")
+        if path.is_file() and (match := _SENTENCEPIECE.match(path.name))
+    }
     return str(versions[max(versions)]) if versions else None

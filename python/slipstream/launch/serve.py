@@ -102,10 +102,18 @@ class Server:
     def _announce(self, ready: SchedulerReady) -> None:
         """The last word of a start: limits and the URL."""
         elapsed_s = self._display.elapsed_s
+        worker = ready.worker
         self._state.ready(elapsed_s)
         self._display.line(
+            f"worker: {worker['parameters'] / 1e6:.1f} M parameters in {worker['dtype']} on {worker['device']}, "
+            f"loaded in {worker['load_s']:.1f} s"
+        )
+        self._display.line(
+            f"worker: {ready.num_pages} KV pages of {ready.page_size} tokens: {worker['num_pages_reason']}"
+        )
+        self._display.line(
             f"ready in {elapsed_s:.1f} s: up to {self._config.max_running_requests} requests at once, "
-            f"{ready.num_pages} KV pages of {ready.page_size} tokens, {ready.max_sequence_len} tokens each at most"
+            f"{ready.max_sequence_len} tokens each at most"
         )
         self._display.line(f"serving {self._config.served_model_name} at {self.url}")
 

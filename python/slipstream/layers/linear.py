@@ -45,6 +45,10 @@ def make_linear(weight: Tensor) -> Linear | PackedLinear:
     """The fastest product for where `weight` [out, in] lies and for its dtype. The result keeps a packed copy or
     `weight` itself, never both.
     """
-    can_pack = (weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch._C._has_mkldnn
-                and torch.cpu._is_avx512_bf16_supported())
+    can_pack = (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and torch._C._has_mkldnn
+        and torch.cpu._is_avx512_bf16_supported()
+    )
     return PackedLinear(weight) if can_pack else Linear(weight)

@@ -13,8 +13,9 @@ from slipstream.weights.name_map import NameMap, ParameterShape
 class CausalLM(Protocol):
     """A decoder that predicts the next token. `config` is ModelSpec.config."""
 
-    def __init__(self, config: Mapping[str, Any], parameters: dict[str, Tensor], num_positions: int,
-                 device: torch.device) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], parameters: dict[str, Tensor], num_positions: int, device: torch.device
+    ) -> None:
         """`parameters` are those of parameter_shapes(); they are taken out of it one by one, so that a layer that
         packs its weight never keeps two copies. Positions lie below `num_positions`.
         """

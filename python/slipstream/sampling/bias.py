@@ -25,7 +25,8 @@ class LogitBias:
             if not 0 <= token_id < self._vocab_size:
                 raise RequestError(
                     f"logit_bias names token id {token_id}; this model's ids are 0 to {self._vocab_size - 1}",
-                    param="logit_bias")
+                    param="logit_bias",
+                )
         ids = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=self._device)
         values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=self._device)
         self._biases[slot] = ids, values

@@ -8,9 +8,7 @@ from slipstream.messages.sampling import Logprob
 from slipstream.sampling.rows import take_rows
 
 
-def gather_logprobs(
-    logits: torch.Tensor, token_ids: torch.Tensor, top: Sequence[int | None]
-) -> list[Logprob | None]:
+def gather_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, top: Sequence[int | None]) -> list[Logprob | None]:
     """One entry for each row: None where top is None, else the chosen token's logprob and those of the `top` likeliest.
 
     logits: [rows, vocab] fp32 as the model gave them, before temperature and penalties; not modified.

@@ -75,9 +75,7 @@ class Penalties:
         if (row := self._history_row.pop(slot, None)) is not None:
             self._free_rows.append(row)
 
-    def apply(
-        self, logits: torch.Tensor, slots: Sequence[int], paths: Sequence[Sequence[int]] | None = None
-    ) -> None:
+    def apply(self, logits: torch.Tensor, slots: Sequence[int], paths: Sequence[Sequence[int]] | None = None) -> None:
         """Penalise the rows whose slots use it. In place. logits: [rows, vocab] fp32.
 
         paths: for each row, the candidate tokens between the recorded history and the row's own position; they count as
@@ -90,7 +88,8 @@ class Penalties:
         if paths is not None:
             _count_(histories, [(at, token) for at, row in enumerate(rows) for token in paths[row]])
         penalised = penalise(
-            take_rows(logits, rows), histories, self._repetition[users], self._frequency[users], self._presence[users])
+            take_rows(logits, rows), histories, self._repetition[users], self._frequency[users], self._presence[users]
+        )
         put_rows(logits, rows, penalised)
 
     def record(self, slots: Sequence[int], token_ids: torch.Tensor) -> None:
@@ -105,8 +104,9 @@ class Penalties:
         ids = torch.tensor(token_ids, dtype=torch.int64)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
             raise RequestError(
-                f"token ids must lie in [0, {vocab_size}) for penalties; "
-                f"found {int(ids.min())} to {int(ids.max())}", param="prompt")
+                f"token ids must lie in [0, {vocab_size}) for penalties; found {int(ids.min())} to {int(ids.max())}",
+                param="prompt",
+            )
         history = torch.bincount(ids[prompt_len:], minlength=vocab_size) * ONE_GENERATED
         history[ids[:prompt_len]] += IN_PROMPT
         return history.to(self._histories.device, torch.int32)

@@ -25,8 +25,9 @@ from slipstream.server.state import ServerState
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(config: ServerConfig, client: Client, state: ServerState,
-               server_info: Callable[[], dict[str, Any]]) -> FastAPI:
+def create_app(
+    config: ServerConfig, client: Client, state: ServerState, server_info: Callable[[], dict[str, Any]]
+) -> FastAPI:
     """The HTTP side of one server. Makes its Metrics observe `client`.
 
     `server_info` gives the resolved options of the whole run for /get_server_info; secrets in it are masked there.
@@ -47,8 +48,12 @@ def create_app(config: ServerConfig, client: Client, state: ServerState,
 
     app.add_exception_handler(SlipstreamError, refuse)
     app.add_exception_handler(HTTPException, _no_route)
-    app.add_middleware(Border, api_key=config.api_key, metrics=metrics,
-                       open_paths=[route.path for route in ROUTES if route.access is Access.OPEN])
+    app.add_middleware(
+        Border,
+        api_key=config.api_key,
+        metrics=metrics,
+        open_paths=[route.path for route in ROUTES if route.access is Access.OPEN],
+    )
     return app
 
 
@@ -63,8 +68,14 @@ def _add(app: FastAPI, route: Route, context: Context) -> None:
     if route.body is not None:
         content = {"application/json": {"schema": route.body.model_json_schema()}}
         extra = {"requestBody": {"required": True, "content": content}}
-    app.add_api_route(route.path, endpoint, methods=[route.method], openapi_extra=extra, response_class=JSONResponse,
-                      name=f"{route.method} {route.path}")
+    app.add_api_route(
+        route.path,
+        endpoint,
+        methods=[route.method],
+        openapi_extra=extra,
+        response_class=JSONResponse,
+        name=f"{route.method} {route.path}",
+    )
     if route.method == "GET":
         app.add_api_route(route.path, endpoint, methods=["HEAD"], include_in_schema=False)
 
@@ -91,6 +102,8 @@ def _count(error: SlipstreamError, metrics: Metrics) -> None:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:200]
-    text = {404: f"there is no {path!r} here; GET /openapi.json lists the routes",
-            405: f"{request.method} is not allowed on {path!r}"}.get(error.status_code, str(error.detail))
+    text = {
+        404: f"there is no {path!r} here; GET /openapi.json lists the routes",
+        405: f"{request.method} is not allowed on {path!r}",
+    }.get(error.status_code, str(error.detail))
     return JSONResponse(error_body(text, error.status_code), error.status_code, dict(error.headers or {}))

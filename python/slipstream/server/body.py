@@ -28,8 +28,11 @@ def check_content_type(content_type: str | None) -> None:
     """Refuse what is plainly not JSON; no header at all passes."""
     kind = (content_type or "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
-        raise RequestError("the body must be JSON: send the header 'Content-Type: application/json', "
-                           f"not {kind[:80]!r}", status=415, code="wrong_content_type")
+        raise RequestError(
+            f"the body must be JSON: send the header 'Content-Type: application/json', not {kind[:80]!r}",
+            status=415,
+            code="wrong_content_type",
+        )
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -66,6 +69,9 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         if not message.get("more_body", False) or num_bytes > DISCARD_FACTOR * max_bytes:
             break
     if too_large:
-        raise RequestError(f"the body is larger than {max_bytes} bytes; send less, or raise --max-request-bytes",
-                           status=413, code="body_too_large")
+        raise RequestError(
+            f"the body is larger than {max_bytes} bytes; send less, or raise --max-request-bytes",
+            status=413,
+            code="body_too_large",
+        )
     return b"".join(chunks)

@@ -30,8 +30,15 @@ def normal_path(path: str) -> str:
 class Border:
     """ASGI middleware around the app. `open_paths` need no key; everything else does, known or not."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, open_paths: Iterable[str], metrics: Metrics,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_key: str | None,
+        open_paths: Iterable[str],
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._app = app
         self._api_key = api_key
         self._open_paths = frozenset(open_paths)

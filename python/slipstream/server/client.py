@@ -155,8 +155,9 @@ class Generation(AsyncIterator[TextOutput]):
     async def __aenter__(self) -> "Generation":
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -199,8 +200,11 @@ class Client:
         rids = [request.rid for request in requests]
         for rid in {name, *rids}:
             if rid in self._requests or rid in self._streams or rids.count(rid) > 1:
-                raise RequestError(f"rid {rid!r} is in use by another request; send another one, or none",
-                                   param="rid", code="duplicate_rid")
+                raise RequestError(
+                    f"rid {rid!r} is in use by another request; send another one, or none",
+                    param="rid",
+                    code="duplicate_rid",
+                )
         stream = _Stream(name, sum(request.num_choices for request in requests))
         self._streams[name] = stream
         now = self._clock()
@@ -317,7 +321,10 @@ class Client:
     def _overflow(self, stream: _Stream) -> None:
         stream.error = RequestError(
             f"aborted: the client does not read; more than {stream.max_outputs} outputs or "
-            f"{stream.max_characters} characters were waiting", status=408, code="slow_reader")
+            f"{stream.max_characters} characters were waiting",
+            status=408,
+            code="slow_reader",
+        )
         stream.unread.clear()
         log.warning("request %s aborted: its client does not read", stream.name)
         self._abandon(stream)
@@ -390,5 +397,6 @@ def _aborted(request: _Request, choice: int) -> TextOutput:
     """The last output of a choice that was ended from here, with the counts as far as they are known."""
     last = request.last.get(choice)
     prompt_len, num_cached, num_generated = (
-        (last.prompt_len, last.num_cached, last.num_generated) if last is not None else (0, 0, 0))
+        (last.prompt_len, last.num_cached, last.num_generated) if last is not None else (0, 0, 0)
+    )
     return TextOutput(request.rid, choice, "", [], prompt_len, num_cached, num_generated, FinishReason("abort"))

@@ -13,8 +13,9 @@ class ClientGone(Exception):
     """The client closed its connection, or does not read: nobody takes an answer."""
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T],
-                          give_up: "asyncio.Future[None] | None" = None) -> T:
+async def while_connected(
+    receive: Receive, work: Coroutine[Any, Any, T], give_up: "asyncio.Future[None] | None" = None
+) -> T:
     """Run `work`; when the client goes first, or `give_up` is done, cancel it and raise ClientGone.
 
     The request's body must have been read.
@@ -22,8 +23,9 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T],
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait({task, gone} | ({give_up} if give_up is not None else set()),
-                           return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {task, gone} | ({give_up} if give_up is not None else set()), return_when=asyncio.FIRST_COMPLETED
+        )
         if not task.done():
             raise ClientGone
         return task.result()

@@ -26,7 +26,8 @@ class JSONResponse(Response):
 def error_body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """{"error": {...}} in OpenAI's form; the type follows from the status."""
     kind = {401: "authentication_error", 404: "not_found_error"}.get(
-        status, "invalid_request_error" if status < 500 else "server_error")
+        status, "invalid_request_error" if status < 500 else "server_error"
+    )
     return {"error": {"message": message, "type": kind, "param": param, "code": code or _default_code(status)}}
 
 
@@ -56,8 +57,11 @@ def from_validation(error: ValidationError, known: Iterable[str]) -> RequestErro
     elif first["type"] == "missing":
         message = f"{param} is required"
     elif first["type"] == "value_error":
-        message = f"{param}: {first['msg'].removeprefix('Value error, ')}" if param else first["msg"].removeprefix(
-            "Value error, ")
+        message = (
+            f"{param}: {first['msg'].removeprefix('Value error, ')}"
+            if param
+            else first["msg"].removeprefix("Value error, ")
+        )
     else:
         message = f"{param}: {_lower(first['msg'])}, got {shown(first['input'])}"
     if others:

@@ -52,21 +52,28 @@ def admit(num_in_flight: int, num_new: int, config: ServerConfig) -> None:
     Overloaded when it would fit later; RequestError when the request alone is above the limit.
     """
     limit = config.max_running_requests + config.max_queued_requests
-    flags = (f"--max-running-requests {config.max_running_requests} plus "
-             f"--max-queued-requests {config.max_queued_requests}")
+    flags = (
+        f"--max-running-requests {config.max_running_requests} plus --max-queued-requests {config.max_queued_requests}"
+    )
     if num_new > limit:
-        raise RequestError(f"the request asks for {num_new} answers (prompts times n), but at most {limit} can be in "
-                           f"flight ({flags}); split it or raise --max-queued-requests", param="n",
-                           code="too_many_choices")
+        raise RequestError(
+            f"the request asks for {num_new} answers (prompts times n), but at most {limit} can be in "
+            f"flight ({flags}); split it or raise --max-queued-requests",
+            param="n",
+            code="too_many_choices",
+        )
     if num_in_flight + num_new > limit:
-        raise Overloaded(f"the queue is full: {num_in_flight} of at most {limit} answers are in flight ({flags}); "
-                         "try again later")
+        raise Overloaded(
+            f"the queue is full: {num_in_flight} of at most {limit} answers are in flight ({flags}); try again later"
+        )
 
 
 def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> list[int]:
     """The ids, if each is one of the model's; raises RequestError naming the first that is not."""
     for position, token_id in enumerate(token_ids):
         if not 0 <= token_id < vocab_size:
-            raise RequestError(f"{param}.{position} is token id {token_id}; the model's ids are 0 to {vocab_size - 1}",
-                               param=f"{param}.{position}")
+            raise RequestError(
+                f"{param}.{position} is token id {token_id}; the model's ids are 0 to {vocab_size - 1}",
+                param=f"{param}.{position}",
+            )
     return token_ids

@@ -62,12 +62,16 @@ COUNTED = {
 TIMED = {
     "time_to_first_token_seconds": (
         "From sending a prompt to the tokenizer until its first output",
-        (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)),
+        (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+    ),
     "inter_token_seconds": (
         "Time for each further token: the time between two outputs over the tokens of the second",
-        (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)),
+        (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5),
+    ),
     "request_seconds": (
-        "From sending a prompt until its last output", (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)),
+        "From sending a prompt until its last output",
+        (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
+    ),
 }
 
 
@@ -77,10 +81,14 @@ class Metrics:
     def __init__(self, state: ServerState, num_in_flight: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_StateCollector(state, num_in_flight))
-        self._counters = {name: Counter(PREFIX + name, text, (label,), registry=self._registry)
-                          for name, (text, label) in COUNTED.items()}
-        self._times = {name: Histogram(PREFIX + name, text, buckets=bounds, registry=self._registry)
-                       for name, (text, bounds) in TIMED.items()}
+        self._counters = {
+            name: Counter(PREFIX + name, text, (label,), registry=self._registry)
+            for name, (text, label) in COUNTED.items()
+        }
+        self._times = {
+            name: Histogram(PREFIX + name, text, buckets=bounds, registry=self._registry)
+            for name, (text, bounds) in TIMED.items()
+        }
 
     def first_output(self, waited_s: float) -> None:
         self._times["time_to_first_token_seconds"].observe(waited_s)
@@ -119,8 +127,10 @@ class _StateCollector(Collector):
         for row in REPORTED:
             family = GaugeMetricFamily if row.kind == "gauge" else CounterMetricFamily
             yield family(PREFIX + row.name, row.help, value=row.read(status))
-        own = {"in_flight_requests": ("Choices that clients wait for", self._num_in_flight()),
-               "ready": ("1 when requests are accepted", self._state.phase == "ready"),
-               "startup_seconds": ("What the start took", self._state.startup_s or 0.0)}
+        own = {
+            "in_flight_requests": ("Choices that clients wait for", self._num_in_flight()),
+            "ready": ("1 when requests are accepted", self._state.phase == "ready"),
+            "startup_seconds": ("What the start took", self._state.startup_s or 0.0),
+        }
         for name, (text, value) in own.items():
             yield GaugeMetricFamily(PREFIX + name, text, value=value)

@@ -16,8 +16,11 @@ from slipstream.server.error_body import body_of
 
 KEEPALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
-HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
-           (b"x-accel-buffering", b"no")]  # the last one is for nginx
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]  # the last one is for nginx
 
 Encode = Callable[[Sequence[TextOutput]], list[Any]]
 _encoder = msgspec.json.Encoder()
@@ -38,8 +41,14 @@ class EventStream(Response):
     is told of an error that becomes an event.
     """
 
-    def __init__(self, generation: Generation, encode: Encode, finish: Callable[[], list[Any]],
-                 on_error: Callable[[SlipstreamError], None], keepalive_s: float) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        encode: Encode,
+        finish: Callable[[], list[Any]],
+        on_error: Callable[[SlipstreamError], None],
+        keepalive_s: float,
+    ) -> None:
         super().__init__()
         self._generation = generation
         self._encode = encode

@@ -55,8 +55,9 @@ class ServerState:
             self.phase, self.stage = "failed", reason
 
 
-def health(state: ServerState, now: float, watchdog_timeout_s: float,
-           heartbeat_limit_s: float = HEARTBEAT_LIMIT_S) -> tuple[bool, str]:
+def health(
+    state: ServerState, now: float, watchdog_timeout_s: float, heartbeat_limit_s: float = HEARTBEAT_LIMIT_S
+) -> tuple[bool, str]:
     """(healthy, reason). Pure; `now` is time.monotonic().
 
     Unhealthy: before the first readiness, after a failure, when the scheduler is silent, when one step takes longer
@@ -70,8 +71,10 @@ def health(state: ServerState, now: float, watchdog_timeout_s: float,
     if silence_s > heartbeat_limit_s:
         return False, f"no life sign of the scheduler for {silence_s:.1f} s (limit {heartbeat_limit_s:g} s)"
     if state.status.step_in_flight_s > watchdog_timeout_s:
-        return False, (f"a step has been running for {state.status.step_in_flight_s:.1f} s; "
-                       f"--watchdog-timeout-s is {watchdog_timeout_s:g}")
+        return False, (
+            f"a step has been running for {state.status.step_in_flight_s:.1f} s; "
+            f"--watchdog-timeout-s is {watchdog_timeout_s:g}"
+        )
     return True, state.phase
 
 

@@ -9,8 +9,9 @@ from slipstream.weights.load import ReportProgress
 from slipstream.weights.name_map import ParameterShape
 
 
-def dummy_weights(shapes: Mapping[str, ParameterShape], dtype: torch.dtype, device: torch.device, seed: int,
-                  progress: ReportProgress) -> dict[str, Tensor]:
+def dummy_weights(
+    shapes: Mapping[str, ParameterShape], dtype: torch.dtype, device: torch.device, seed: int, progress: ReportProgress
+) -> dict[str, Tensor]:
     """Parameters by name: norms are one, all else is normal with variance 1 / columns, so that activations keep their
     size from layer to layer. The same seed gives the same weights on any one device.
     """

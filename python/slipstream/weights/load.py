@@ -17,9 +17,16 @@ from slipstream.weights.transforms import apply_transform
 ReportProgress = Callable[[int, int], None]  # (done, total) tensors
 
 
-def load_weights(folder: str, tensors: Sequence[TensorInfo], name_map: NameMap, shapes: Mapping[str, ParameterShape],
-                 num_layers: int, dtype: torch.dtype, device: torch.device,
-                 progress: ReportProgress) -> dict[str, Tensor]:
+def load_weights(
+    folder: str,
+    tensors: Sequence[TensorInfo],
+    name_map: NameMap,
+    shapes: Mapping[str, ParameterShape],
+    num_layers: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: ReportProgress,
+) -> dict[str, Tensor]:
     """The parameters of a model by name, converted to `dtype`, on `device`.
 
     Streams: one checkpoint tensor at a time is in memory beside the parameters.
@@ -47,12 +54,19 @@ def account(tensors: Sequence[TensorInfo], expected: Mapping[str, Placement], na
     """One sentence for each missing, unexpected or misshaped tensor."""
     found = {tensor.name: tensor.shape for tensor in tensors}
     ignored = [re.compile(pattern) for pattern in name_map.ignored]
-    missing = [f"missing tensor {name} of shape {list(expected[name].shape)}"
-               for name in expected.keys() - found.keys()]
-    unexpected = [f"unexpected tensor {name} of shape {list(found[name])}" for name in found.keys() - expected.keys()
-                  if not any(pattern.fullmatch(name) for pattern in ignored)]
-    misshaped = [f"{name} has shape {list(found[name])}; the configuration asks for {list(expected[name].shape)}"
-                 for name in expected.keys() & found.keys() if found[name] != expected[name].shape]
+    missing = [
+        f"missing tensor {name} of shape {list(expected[name].shape)}" for name in expected.keys() - found.keys()
+    ]
+    unexpected = [
+        f"unexpected tensor {name} of shape {list(found[name])}"
+        for name in found.keys() - expected.keys()
+        if not any(pattern.fullmatch(name) for pattern in ignored)
+    ]
+    misshaped = [
+        f"{name} has shape {list(found[name])}; the configuration asks for {list(expected[name].shape)}"
+        for name in expected.keys() & found.keys()
+        if found[name] != expected[name].shape
+    ]
     return [*sorted(missing), *sorted(unexpected), *sorted(misshaped)]
 
 

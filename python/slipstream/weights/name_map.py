@@ -84,13 +84,15 @@ def placements(name_map: NameMap, shapes: Mapping[str, ParameterShape], num_laye
     """
     expected: dict[str, Placement] = {}
     for rule in name_map.rules:
-        for checkpoint, parameter in zip(_each_layer(rule.checkpoint, num_layers),
-                                         _each_layer(rule.parameter, num_layers), strict=True):
+        for checkpoint, parameter in zip(
+            _each_layer(rule.checkpoint, num_layers), _each_layer(rule.parameter, num_layers), strict=True
+        ):
             start, length = shapes[parameter].rows(rule.part)
             if checkpoint in expected:
                 raise ValueError(f"two rules read {checkpoint}")
-            expected[checkpoint] = Placement(parameter, start, (length, *shapes[parameter].shape[1:]), rule.transform,
-                                             rule.head_dim)
+            expected[checkpoint] = Placement(
+                parameter, start, (length, *shapes[parameter].shape[1:]), rule.transform, rule.head_dim
+            )
     _check_filled_once(expected.values(), shapes)
     return expected
 

@@ -49,21 +49,33 @@ def build_batch(state: DeviceState, decode: Sequence[int], chunks: Sequence[Pref
         lengths = torch.tensor([chunk.length for chunk in chunks], device=device)
         request_slots = torch.cat((decode_slots, chunk_slots))
         row_slots = torch.cat((decode_slots, chunk_slots.repeat_interleave(lengths)))
-        token_ids = torch.cat((token_ids, *(state.prompts[chunk.slot][chunk.start : chunk.start + chunk.length]
-                                            for chunk in chunks)))
-        positions = torch.cat((positions, *(torch.arange(chunk.start, chunk.start + chunk.length, device=device)
-                                            for chunk in chunks)))
+        token_ids = torch.cat(
+            (token_ids, *(state.prompts[chunk.slot][chunk.start : chunk.start + chunk.length] for chunk in chunks))
+        )
+        positions = torch.cat(
+            (positions, *(torch.arange(chunk.start, chunk.start + chunk.length, device=device) for chunk in chunks))
+        )
     num_columns = -(-max(kv_lens_cpu) // state.page_size)
     layout = Layout(
-        num_decode=len(decode), num_rows=(*[1] * len(decode), *(chunk.length for chunk in chunks)), kv_lens=kv_lens,
-        kv_lens_cpu=tuple(kv_lens_cpu), page_tables=state.page_tables[:, :num_columns].index_select(0, request_slots),
-        kv_rows=locate(state.page_tables, row_slots, positions, state.page_size))
-    last_rows = {chunk.slot: row for chunk, row in zip(chunks, last_row_of_each(len(decode), chunks), strict=True)
-                 if chunk.last}
+        num_decode=len(decode),
+        num_rows=(*[1] * len(decode), *(chunk.length for chunk in chunks)),
+        kv_lens=kv_lens,
+        kv_lens_cpu=tuple(kv_lens_cpu),
+        page_tables=state.page_tables[:, :num_columns].index_select(0, request_slots),
+        kv_rows=locate(state.page_tables, row_slots, positions, state.page_size),
+    )
+    last_rows = {
+        chunk.slot: row for chunk, row in zip(chunks, last_row_of_each(len(decode), chunks), strict=True) if chunk.last
+    }
     return Batch(
-        token_ids, positions, layout, decode_slots,
-        sampled_rows=[*range(len(decode)), *last_rows.values()], sampled_slots=[*decode, *last_rows],
-        sampled_positions=kv_lens_cpu[: len(decode)] + [chunk.start + chunk.length for chunk in chunks if chunk.last])
+        token_ids,
+        positions,
+        layout,
+        decode_slots,
+        sampled_rows=[*range(len(decode)), *last_rows.values()],
+        sampled_slots=[*decode, *last_rows],
+        sampled_positions=kv_lens_cpu[: len(decode)] + [chunk.start + chunk.length for chunk in chunks if chunk.last],
+    )
 
 
 def last_row_of_each(num_decode: int, chunks: Sequence[PrefillChunk]) -> list[int]:

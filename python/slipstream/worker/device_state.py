@@ -17,8 +17,9 @@ class DeviceState:
     A page table's unused entries are 0, the sink.
     """
 
-    def __init__(self, num_slots: int, num_pages: int, page_size: int, context_length: int,
-                 device: torch.device) -> None:
+    def __init__(
+        self, num_slots: int, num_pages: int, page_size: int, context_length: int, device: torch.device
+    ) -> None:
         self.page_size = page_size
         self.max_pages = -(-(context_length + ROWS_PAST_LIMIT) // page_size)
         self.num_positions = self.max_pages * page_size

@@ -53,29 +53,37 @@ def size_pool(limits: PoolLimits, bytes_per_token: int, weight_bytes: int, memor
     budget_bytes = min(share_bytes - weight_bytes, free_bytes)
     num_fitting = budget_bytes // page_bytes - 1  # the sink takes one
     if num_fitting < 1:
-        flag = ("raise --mem-fraction-static" if free_bytes > share_bytes - weight_bytes else "free some memory")
+        flag = "raise --mem-fraction-static" if free_bytes > share_bytes - weight_bytes else "free some memory"
         raise ConfigError(
             f"no room for KV pages: of {_gib(memory.total_bytes)}, --mem-fraction-static {limits.mem_fraction_static} "
             f"gives {_gib(share_bytes)} and {_gib(memory.free_bytes)} are free, but the weights take "
             f"{_gib(weight_bytes)} and two pages of {limits.page_size} tokens {_gib(2 * page_bytes)}; "
-            f"{flag} or choose a smaller model")
+            f"{flag} or choose a smaller model"
+        )
     num_useful = limits.max_running_requests * -(-limits.context_length // limits.page_size)
     if num_useful <= num_fitting:
-        return PoolSize(num_useful + 1, f"all that {limits.max_running_requests} requests of {limits.context_length} "
-                                        f"tokens can fill, {_gib((num_useful + 1) * page_bytes)}")
+        return PoolSize(
+            num_useful + 1,
+            f"all that {limits.max_running_requests} requests of {limits.context_length} "
+            f"tokens can fill, {_gib((num_useful + 1) * page_bytes)}",
+        )
     bound = "free memory" if budget_bytes == free_bytes else f"--mem-fraction-static {limits.mem_fraction_static}"
-    return PoolSize(num_fitting + 1, f"what {bound} leaves beside {_gib(weight_bytes)} of weights, "
-                                     f"{_gib(budget_bytes)}")
+    return PoolSize(
+        num_fitting + 1, f"what {bound} leaves beside {_gib(weight_bytes)} of weights, {_gib(budget_bytes)}"
+    )
 
 
-def allocate_caches(layers: Sequence[AttentionLayer], num_pages: int, page_size: int, dtype: torch.dtype,
-                    device: torch.device) -> list[Tensor]:
+def allocate_caches(
+    layers: Sequence[AttentionLayer], num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
     """One tensor [num_pages, page_size, 2, num_kv_heads, head_dim] for each layer: keys at 0, values at 1.
 
     Zeros cost nothing on a CPU: the system hands out the memory at the first write.
     """
-    return [torch.zeros(num_pages, page_size, 2, layer.num_kv_heads, layer.head_dim, dtype=dtype, device=device)
-            for layer in layers]
+    return [
+        torch.zeros(num_pages, page_size, 2, layer.num_kv_heads, layer.head_dim, dtype=dtype, device=device)
+        for layer in layers
+    ]
 
 
 def _as_asked(max_total_tokens: int, page_size: int, page_bytes: int, weight_bytes: int, free_bytes: int) -> PoolSize:
@@ -85,7 +93,8 @@ def _as_asked(max_total_tokens: int, page_size: int, page_bytes: int, weight_byt
     if num_pages * page_bytes > free_bytes:
         raise ConfigError(
             f"--max-total-tokens {max_total_tokens} needs {_gib(num_pages * page_bytes)} of KV pages, but "
-            f"{_gib(max(free_bytes, 0))} are free beside {_gib(weight_bytes)} of weights; lower it")
+            f"{_gib(max(free_bytes, 0))} are free beside {_gib(weight_bytes)} of weights; lower it"
+        )
     return PoolSize(num_pages, f"--max-total-tokens {max_total_tokens}, {_gib(num_pages * page_bytes)}")
 
 

@@ -3,30 +3,27 @@
 import time
 from collections.abc import Callable
 
-import torch
-
 from slipstream.config.processes import WorkerConfig
 from slipstream.hf_transformers.inspect import inspect_checkpoint
-from slipstream.log import get_logger
 from slipstream.messages.queues import Inbox, Outbox
 from slipstream.messages.to_scheduler import StepResult, WorkerReady
 from slipstream.messages.to_server import ChildStatus, Progress, Stage
 from slipstream.messages.to_worker import ToWorker
-from slipstream.worker.threads import usable_cores
 from slipstream.worker.worker import Worker
-
-logger = get_logger(__name__)
 
 PROCESS = "worker"
 _WAIT_S = 0.1  # how long a stop may go unnoticed while idle
 _PROGRESS_S = 0.1  # between two progress messages
 
 
-def run(config: WorkerConfig, inbox: Inbox[ToWorker], to_scheduler: Outbox[WorkerReady | StepResult],
-        to_server: Outbox[ChildStatus], stop: Callable[[], bool]) -> None:
+def run(
+    config: WorkerConfig,
+    inbox: Inbox[ToWorker],
+    to_scheduler: Outbox[WorkerReady | StepResult],
+    to_server: Outbox[ChildStatus],
+    stop: Callable[[], bool],
+) -> None:
     """Serve plans until `stop()`. Errors of loading and of the machine end the process: the caller reports them."""
-    if config.device == "cpu":
-        torch.set_num_threads(usable_cores())
     worker = load_worker(config, to_server)
     to_scheduler.put(worker.ready)
     while not stop():
@@ -45,19 +42,6 @@ def load_worker(config: WorkerConfig, to_server: Outbox[ChildStatus]) -> Worker:
         now = time.monotonic()
         if done == total or now - last_report_s >= _PROGRESS_S:
             last_report_s = now
-            to_server.put(Progress(PROCESS, f"loading {done} of {total} tensors", done, total))
+            to_server.put(Progress(PROCESS, "loading tensors", done, total))
 
-    worker = Worker.load(config, spec, report)
-    for line in describe(worker.ready, config.page_size):
-        to_server.put(Stage(PROCESS, line))
-        logger.info("%s", line)
-    return worker
-
-
-def describe(ready: WorkerReady, page_size: int) -> list[str]:
-    """What was loaded and how many KV pages there are, for the person at the terminal."""
-    info = ready.info
-    return [f"{info['parameters'] / 1e6:.1f} M parameters in {info['dtype']} on {info['device']}, "
-            f"loaded in {info['load_s']:.1f} s",
-            f"{ready.num_pages - 1} KV pages of {page_size} tokens ({info['kv_bytes_per_token']} bytes per token): "
-            f"{info['num_pages_reason']}"]
+    return Worker.load(config, spec, report)

@@ -26,6 +26,7 @@ from slipstream.worker.batch import Batch, build_batch, last_row_of_each, scored
 from slipstream.worker.device_state import DeviceState
 from slipstream.worker.kv_pool import PoolLimits, allocate_caches, kv_bytes_per_token, size_pool
 from slipstream.worker.memory import device_memory
+from slipstream.worker.threads import threads_for_step, usable_cores
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _MAX_LOGIT_ELEMENTS = 2**24  # of one block of prompt rows: 64 MiB in fp32
@@ -51,9 +52,19 @@ class _Outcome:
 class Worker:
     """One rank. step() is the whole of its work; `ready` says what it has."""
 
-    def __init__(self, model: CausalLM, attention: AttentionBackend, state: DeviceState, sampler: Sampler,
-                 vocab_size: int, ready: WorkerReady) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        attention: AttentionBackend,
+        state: DeviceState,
+        sampler: Sampler,
+        vocab_size: int,
+        ready: WorkerReady,
+        parameters_per_layer: int,
+    ) -> None:
         self.ready = ready
+        self._parameters_per_layer = parameters_per_layer
+        self._num_cores: int = ready.info["num_cores"]
         self._model = model
         self._attention = attention
         self._state = state
@@ -76,27 +87,51 @@ class Worker:
             raise ConfigError(f"--attention-backend {config.attention_backend} {problem}; choose another")
         num_parameters = sum(torch.Size(shape.shape).numel() for shape in shapes.values())
         weight_bytes = num_parameters * dtype.itemsize
-        limits = PoolLimits(config.page_size, config.context_length, config.max_running_requests,
-                            config.max_total_tokens, config.mem_fraction_static)
+        limits = PoolLimits(
+            config.page_size,
+            config.context_length,
+            config.max_running_requests,
+            config.max_total_tokens,
+            config.mem_fraction_static,
+        )
         bytes_per_token = kv_bytes_per_token(layers, dtype)
         pool = size_pool(limits, bytes_per_token, weight_bytes, device_memory(device))
         if config.load_format == "dummy":
             parameters = dummy_weights(shapes, dtype, device, config.random_seed, progress)
         else:
-            parameters = load_weights(spec.path, spec.tensors, family.name_map(spec.config, spec.layout), shapes,
-                                      len(layers), dtype, device, progress)
-        state = DeviceState(config.max_running_requests, pool.num_pages, config.page_size, config.context_length,
-                            device)
+            parameters = load_weights(
+                spec.path,
+                spec.tensors,
+                family.name_map(spec.config, spec.layout),
+                shapes,
+                len(layers),
+                dtype,
+                device,
+                progress,
+            )
+        state = DeviceState(
+            config.max_running_requests, pool.num_pages, config.page_size, config.context_length, device
+        )
         info: dict[str, Any] = {
-            "device": str(device), "dtype": config.dtype, "attention_backend": config.attention_backend,
-            "num_threads": torch.get_num_threads(), "parameters": num_parameters, "weight_bytes": weight_bytes,
-            "kv_bytes_per_token": bytes_per_token, "num_pages_reason": pool.reason,
-            "load_s": time.perf_counter() - started}
+            "device": str(device),
+            "dtype": config.dtype,
+            "attention_backend": config.attention_backend,
+            "num_cores": usable_cores() if device.type == "cpu" else 0,
+            "parameters": num_parameters,
+            "weight_bytes": weight_bytes,
+            "kv_bytes_per_token": bytes_per_token,
+            "num_pages_reason": pool.reason,
+            "load_s": time.perf_counter() - started,
+        }
         return Worker(
             model=family(spec.config, parameters, state.num_positions, device),
             attention=backend(layers, allocate_caches(layers, pool.num_pages, config.page_size, dtype, device)),
-            state=state, sampler=Sampler(config.max_running_requests, spec.vocab_size, device),
-            vocab_size=spec.vocab_size, ready=WorkerReady(pool.num_pages, info))
+            state=state,
+            sampler=Sampler(config.max_running_requests, spec.vocab_size, device),
+            vocab_size=spec.vocab_size,
+            ready=WorkerReady(pool.num_pages, info),
+            parameters_per_layer=num_parameters // len(layers),
+        )
 
     @torch.inference_mode()
     def step(self, plan: Plan) -> StepResult:
@@ -109,8 +144,9 @@ class Worker:
         if outcomes:
             self._compute(build_batch(self._state, decode, chunks), decode, chunks, outcomes)
         slots = [*plan.decode, *(chunk.slot for chunk in plan.chunks)]
-        return StepResult(plan.step, [self._result(slot, outcomes.get(slot)) for slot in slots],
-                          time.perf_counter() - started)
+        return StepResult(
+            plan.step, [self._result(slot, outcomes.get(slot)) for slot in slots], time.perf_counter() - started
+        )
 
     def _admit(self, plan: Plan) -> None:
         for slot in plan.release:
@@ -135,12 +171,16 @@ class Worker:
         except RequestError as error:
             self._errors[new.slot] = str(error)
 
-    def _compute(self, batch: Batch, decode: Sequence[int], chunks: Sequence[PrefillChunk],
-                 outcomes: dict[int, _Outcome]) -> None:
+    def _compute(
+        self, batch: Batch, decode: Sequence[int], chunks: Sequence[PrefillChunk], outcomes: dict[int, _Outcome]
+    ) -> None:
         """One forward pass over all rows, then everything that reads its result."""
         state = self._state
         for chunk in chunks:
             assert chunk.start == state.committed_len_cpu[chunk.slot], f"{chunk} does not continue its slot"
+        if self._num_cores:
+            num_rows = len(batch.token_ids)
+            torch.set_num_threads(threads_for_step(num_rows, self._parameters_per_layer, self._num_cores))
         self._attention.plan(batch.layout)
         hidden = self._model.forward(batch.token_ids, batch.positions, self._attention)
         state.token_ids.view(-1).index_copy_(0, batch.layout.kv_rows, batch.token_ids.int())
@@ -175,8 +215,9 @@ class Worker:
             for row, logprob in zip(asked, logprobs, strict=True):
                 outcomes[slots[row]].logprobs = [logprob] if logprob else []
 
-    def _drop_broken(self, slots: Sequence[int], positions: Sequence[int], logits: Tensor,
-                     is_finite: Sequence[bool]) -> tuple[list[int], list[int], Tensor]:
+    def _drop_broken(
+        self, slots: Sequence[int], positions: Sequence[int], logits: Tensor, is_finite: Sequence[bool]
+    ) -> tuple[list[int], list[int], Tensor]:
         kept = [row for row, finite in enumerate(is_finite) if finite]
         for slot, finite in zip(slots, is_finite, strict=True):
             if not finite:

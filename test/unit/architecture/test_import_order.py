@@ -117,8 +117,8 @@ def test_no_pickle_anywhere() -> None:
 
 def test_processes_without_a_model_never_load_torch() -> None:
     modules = [
-        "slipstream.launch.serve", "slipstream.scheduler.process", "slipstream.tokenizer.process", "slipstream.cli.serve",
-        "slipstream.cli.chat", "slipstream.cli.check",
+        "slipstream.launch.serve", "slipstream.scheduler.process", "slipstream.tokenizer.process",
+        "slipstream.cli.serve", "slipstream.cli.chat", "slipstream.cli.check",
     ]  # fmt: skip
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from slipstream.cache.page_allocator import PageAllocator
 from slipstream.cache.page_cache import PageCache, PageLease
 

@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+
 from slipstream.config.flags import FlagParser, add_flags, check_fields, from_namespace
 from slipstream.config.options import LaunchOptions
 from slipstream.errors import ConfigError

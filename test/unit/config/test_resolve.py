@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import pytest
+
 from slipstream.config.machine import Machine
 from slipstream.config.options import LaunchOptions
 from slipstream.config.resolve import resolve

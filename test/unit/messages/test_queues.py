@@ -11,6 +11,7 @@ import pytest
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slipstream.errors import WorkerDied
 from slipstream.messages import queues
 from slipstream.messages.codec import Codec

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from slipstream.messages.sampling import FinishReason, SamplingParams
 from slipstream.messages.to_scheduler import AddRequest, FinishChoice
 from slipstream.messages.to_tokenizer import AbortRequest, FlushCache, FlushDone

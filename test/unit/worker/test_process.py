@@ -13,7 +13,7 @@ from slipstream.messages.to_scheduler import StepResult, WorkerReady
 from slipstream.messages.to_server import ChildStatus, Progress, Stage
 from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
 from slipstream.worker.process import run
-from slipstream.worker.threads import count_physical_cores, usable_cores
+from slipstream.worker.threads import count_physical_cores, threads_for_step, usable_cores
 from support.checkpoints import reference_model, write_native
 from support.running_worker import GREEDY, Driver, load_worker, worker_config
 
@@ -46,16 +46,22 @@ def test_two_queued_plans_give_two_results(tmp_path: Path) -> None:
     assert isinstance(ready, WorkerReady) and ready.num_pages == 257
     tokens = [result.results[0].token_ids[0] for result in steps if isinstance(result, StepResult)]
     assert tokens == Driver(load_worker(folder)).generate(0, [1, 2, 3], [1, 2], 2)
-    messages = statuses.drain()
-    progress = [message for message in messages if isinstance(message, Progress)]
-    assert (progress[-1].done, progress[-1].total, progress[-1].text) == (30, 30, "loading 30 of 30 tensors")
-    stages = " ".join(message.text for message in messages if isinstance(message, Stage))
-    assert "256 KV pages of 4 tokens" in stages and "--max-total-tokens 1024" in stages
+    first, *others = statuses.drain()
+    assert isinstance(first, Stage) and str(folder) in first.text
+    progress = [message for message in others if isinstance(message, Progress)]
+    assert (progress[-1].done, progress[-1].total) == (30, 30)
+    assert "--max-total-tokens 1024" in ready.info["num_pages_reason"]
 
 
 def test_errors_of_loading_reach_the_caller(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="files seen: none"):
         run(worker_config(tmp_path), LocalQueue(), LocalQueue(), LocalQueue(), lambda: False)
+
+
+def test_small_steps_run_on_one_thread_and_large_ones_on_all_cores() -> None:
+    assert threads_for_step(num_rows=16, parameters_per_layer=480_000, num_cores=4) == 1
+    assert threads_for_step(num_rows=512, parameters_per_layer=480_000, num_cores=4) == 4
+    assert threads_for_step(num_rows=1, parameters_per_layer=220_000_000, num_cores=4) == 4, "7B: memory bound"
 
 
 def test_two_threads_of_one_core_count_once() -> None:

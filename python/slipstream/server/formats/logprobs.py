@@ -21,10 +21,16 @@ def finite(logprob: float) -> float:
 
 def chat_logprobs(tokens: Sequence[TokenText]) -> dict[str, Any]:
     """`choices[].logprobs` of a chat answer."""
-    return {"content": [
-        {**_chat_entry(token.data, token.logprob if token.logprob is not None else LOWEST),
-         "top_logprobs": [_chat_entry(data, logprob) for _, data, logprob in token.top]} for token in tokens],
-        "refusal": None}
+    return {
+        "content": [
+            {
+                **_chat_entry(token.data, token.logprob if token.logprob is not None else LOWEST),
+                "top_logprobs": [_chat_entry(data, logprob) for _, data, logprob in token.top],
+            }
+            for token in tokens
+        ],
+        "refusal": None,
+    }
 
 
 def _chat_entry(data: bytes, logprob: float) -> dict[str, Any]:
@@ -53,7 +59,8 @@ class LegacyLogprobs:
             "tokens": [token_string(token.data) for token in tokens],
             "token_logprobs": [None if token.logprob is None else finite(token.logprob) for token in tokens],
             "top_logprobs": [self._top(token) for token in tokens] if self._num_top else None,
-            "text_offset": offsets}
+            "text_offset": offsets,
+        }
 
     def _top(self, token: TokenText) -> dict[str, float] | None:
         """The likeliest tokens and the chosen one; of tokens that look alike the likelier counts."""
@@ -68,12 +75,24 @@ class LegacyLogprobs:
 
 def native_logprobs(tokens: Sequence[TokenText], with_text: bool) -> list[list[Any]]:
     """SGLang's form: [logprob or null, token id, text or null] for each token."""
-    return [[None if token.logprob is None else finite(token.logprob), token.token_id,
-             token_string(token.data) if with_text else None] for token in tokens]
+    return [
+        [
+            None if token.logprob is None else finite(token.logprob),
+            token.token_id,
+            token_string(token.data) if with_text else None,
+        ]
+        for token in tokens
+    ]
 
 
 def native_top_logprobs(tokens: Sequence[TokenText], with_text: bool) -> list[list[list[Any]] | None]:
     """SGLang's form of the likeliest tokens at each position; null where there is no logprob."""
-    return [None if token.logprob is None else
-            [[finite(logprob), token_id, token_string(data) if with_text else None]
-             for token_id, data, logprob in token.top] for token in tokens]
+    return [
+        None
+        if token.logprob is None
+        else [
+            [finite(logprob), token_id, token_string(data) if with_text else None]
+            for token_id, data, logprob in token.top
+        ]
+        for token in tokens
+    ]

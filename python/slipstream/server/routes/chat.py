@@ -39,10 +39,18 @@ async def chat_completions(request: Request, context: Context) -> Response:
 
 def to_generate(body: ChatRequest, context: Context, rid: str) -> Generate:
     """What the tokenizer is asked. Without a maximum the answer may fill the context."""
-    sampling = body.sampling(context.config, seed=context.seeds.next(), default_tokens=None,
-                             top_logprobs=body.num_top_logprobs)
-    return Generate(rid, ChatPrompt(body.checked_messages()), sampling, body.n, tuple(body.stop), body.ignore_eos,
-                    body.skip_special_tokens)
+    sampling = body.sampling(
+        context.config, seed=context.seeds.next(), default_tokens=None, top_logprobs=body.num_top_logprobs
+    )
+    return Generate(
+        rid,
+        ChatPrompt(body.checked_messages()),
+        sampling,
+        body.n,
+        tuple(body.stop),
+        body.ignore_eos,
+        body.skip_special_tokens,
+    )
 
 
 class ChatAnswer:
@@ -62,9 +70,13 @@ class ChatAnswer:
 
     def _whole_choice(self, choice: ChoiceAnswer) -> dict[str, Any]:
         assert choice.finish is not None
-        return {"index": choice.choice, "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": chat_logprobs(choice.logprobs) if self._logprobs else None,
-                "finish_reason": choice.finish.type, "matched_stop": choice.finish.matched}
+        return {
+            "index": choice.choice,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": chat_logprobs(choice.logprobs) if self._logprobs else None,
+            "finish_reason": choice.finish.type,
+            "matched_stop": choice.finish.matched,
+        }
 
     def chunks(self, outputs: Sequence[TextOutput]) -> list[Any]:
         """Chunks for some outputs: the role first, then text, then the finish reason alone."""
@@ -89,12 +101,16 @@ class ChatAnswer:
         """The usage chunk, if it was asked for."""
         if not self._options.include_usage:
             return []
-        return [{**self._head, "object": "chat.completion.chunk", "choices": [],
-                 "usage": usage(self._collector.prompts)}]
+        return [
+            {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(self._collector.prompts)}
+        ]
 
     def _chunk(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [
-            {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}]}
+        chunk = {
+            **self._head,
+            "object": "chat.completion.chunk",
+            "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}],
+        }
         if self._options.continuous_usage_stats:
             chunk["usage"] = usage(self._collector.prompts)
         elif self._options.include_usage:

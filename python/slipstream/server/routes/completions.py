@@ -41,15 +41,22 @@ async def completions(request: Request, context: Context) -> Response:
 def to_generates(body: CompletionRequest, context: Context, answer_id: str) -> list[Generate]:
     """What the tokenizer is asked, one message for each prompt. Without its own seed each prompt gets one."""
     prompts = body.prompts(context.config)
-    first = body.sampling(context.config, seed=context.seeds.next(), default_tokens=DEFAULT_MAX_TOKENS,
-                          top_logprobs=body.logprobs,
-                          prompt_logprobs_from=0 if body.echo and body.logprobs is not None else None)
-    samplings = [first] + [first if body.seed is not None else msgspec.structs.replace(first, seed=context.seeds.next())
-                           for _ in prompts[1:]]
+    first = body.sampling(
+        context.config,
+        seed=context.seeds.next(),
+        default_tokens=DEFAULT_MAX_TOKENS,
+        top_logprobs=body.logprobs,
+        prompt_logprobs_from=0 if body.echo and body.logprobs is not None else None,
+    )
+    samplings = [first] + [
+        first if body.seed is not None else msgspec.structs.replace(first, seed=context.seeds.next())
+        for _ in prompts[1:]
+    ]
     rids = [answer_id] if len(prompts) == 1 else [f"{answer_id}-{index}" for index in range(len(prompts))]
-    return [Generate(rid, prompt, sampling, body.n, tuple(body.stop), body.ignore_eos, body.skip_special_tokens,
-                     body.echo)
-            for rid, prompt, sampling in zip(rids, prompts, samplings, strict=True)]
+    return [
+        Generate(rid, prompt, sampling, body.n, tuple(body.stop), body.ignore_eos, body.skip_special_tokens, body.echo)
+        for rid, prompt, sampling in zip(rids, prompts, samplings, strict=True)
+    ]
 
 
 class CompletionAnswer:
@@ -69,9 +76,13 @@ class CompletionAnswer:
         choices = []
         for index, choice in enumerate(self._collector.choices):
             assert choice.finish is not None
-            choices.append({
-                **self._piece(index, choice, choice.text, choice.logprobs),
-                "finish_reason": choice.finish.type, "matched_stop": choice.finish.matched})
+            choices.append(
+                {
+                    **self._piece(index, choice, choice.text, choice.logprobs),
+                    "finish_reason": choice.finish.type,
+                    "matched_stop": choice.finish.matched,
+                }
+            )
         return {**self._head, "choices": choices, "usage": usage(self._collector.prompts)}
 
     def chunks(self, outputs: Sequence[TextOutput]) -> list[Any]:
@@ -82,11 +93,21 @@ class CompletionAnswer:
         index, choice = self._collector.add(output)
         chunks = []
         if output.text or output.token_ids or (self._echo and index not in self._begun):
-            chunks.append(self._chunk({**self._piece(index, choice, output.text, output.logprobs or []),
-                                       "finish_reason": None}))
+            chunks.append(
+                self._chunk({**self._piece(index, choice, output.text, output.logprobs or []), "finish_reason": None})
+            )
         if output.finish is not None:
-            chunks.append(self._chunk({"index": index, "text": "", "logprobs": None,
-                                       "finish_reason": output.finish.type, "matched_stop": output.finish.matched}))
+            chunks.append(
+                self._chunk(
+                    {
+                        "index": index,
+                        "text": "",
+                        "logprobs": None,
+                        "finish_reason": output.finish.type,
+                        "matched_stop": output.finish.matched,
+                    }
+                )
+            )
         return chunks
 
     def last_chunks(self) -> list[Any]:

@@ -14,8 +14,9 @@ from slipstream.server.schemas.control import AbortBody
 async def flush_cache(request: Request, context: Context) -> Response:
     """Forget cached prompts; 400 while requests are in flight."""
     if context.client.num_requests:
-        raise RequestError(f"{context.client.num_requests} requests are in flight; the cache can be flushed when "
-                           "none is", code="busy")
+        raise RequestError(
+            f"{context.client.num_requests} requests are in flight; the cache can be flushed when none is", code="busy"
+        )
     await context.client.flush_cache()
     return JSONResponse({"message": "the cache is flushed"})
 

@@ -40,13 +40,27 @@ async def generate(request: Request, context: Context) -> Response:
     return JSONResponse(answer.whole())
 
 
-def to_generates(body: GenerateRequest, prompts: Sequence[TextPrompt | TokenPrompt],
-                 samplings: Sequence[NativeSampling], context: Context, name: str) -> list[Generate]:
+def to_generates(
+    body: GenerateRequest,
+    prompts: Sequence[TextPrompt | TokenPrompt],
+    samplings: Sequence[NativeSampling],
+    context: Context,
+    name: str,
+) -> list[Generate]:
     """What the tokenizer is asked, one message for each prompt. `name` makes rids where the client sends none."""
     rids = body.rids(len(prompts)) or ([name] if len(prompts) == 1 else [f"{name}-{i}" for i in range(len(prompts))])
-    return [Generate(
-        rid, prompt, _to_params(sampling, body, context), sampling.n, tuple(sampling.stop), sampling.ignore_eos,
-        sampling.skip_special_tokens) for rid, prompt, sampling in zip(rids, prompts, samplings, strict=True)]
+    return [
+        Generate(
+            rid,
+            prompt,
+            _to_params(sampling, body, context),
+            sampling.n,
+            tuple(sampling.stop),
+            sampling.ignore_eos,
+            sampling.skip_special_tokens,
+        )
+        for rid, prompt, sampling in zip(rids, prompts, samplings, strict=True)
+    ]
 
 
 class NativeAnswer:
@@ -67,14 +81,22 @@ class NativeAnswer:
     def chunks(self, outputs: Sequence[TextOutput]) -> list[Any]:
         """The answer so far, one value for each choice that has news; `index` counts over prompts and choices."""
         news = dict(self._collector.add(output) for output in outputs)
-        return [{**self._answer(choice), **({"index": index} if self._is_list else {})}
-                for index, choice in news.items() if choice.token_ids or choice.finish is not None]
+        return [
+            {**self._answer(choice), **({"index": index} if self._is_list else {})}
+            for index, choice in news.items()
+            if choice.token_ids or choice.finish is not None
+        ]
 
     def _answer(self, choice: ChoiceAnswer) -> dict[str, Any]:
         prompt = choice.prompt
-        meta = {"id": prompt.rid, "finish_reason": self._finish_reason(choice), "prompt_tokens": prompt.prompt_len,
-                "completion_tokens": choice.num_generated, "cached_tokens": prompt.num_cached,
-                "e2e_latency": self._clock() - self._started}
+        meta = {
+            "id": prompt.rid,
+            "finish_reason": self._finish_reason(choice),
+            "prompt_tokens": prompt.prompt_len,
+            "completion_tokens": choice.num_generated,
+            "cached_tokens": prompt.num_cached,
+            "e2e_latency": self._clock() - self._started,
+        }
         if self._body.return_logprob:
             meta |= self._logprobs(choice)
         return {"text": choice.text, "output_ids": choice.token_ids, "meta_info": meta}
@@ -89,8 +111,10 @@ class NativeAnswer:
 
     def _logprobs(self, choice: ChoiceAnswer) -> dict[str, Any]:
         with_text, prompt_tokens = self._body.return_text_in_logprobs, choice.prompt.logprobs or []
-        result: dict[str, Any] = {"input_token_logprobs": native_logprobs(prompt_tokens, with_text),
-                                  "output_token_logprobs": native_logprobs(choice.logprobs, with_text)}
+        result: dict[str, Any] = {
+            "input_token_logprobs": native_logprobs(prompt_tokens, with_text),
+            "output_token_logprobs": native_logprobs(choice.logprobs, with_text),
+        }
         if self._body.top_logprobs_num:
             result["input_top_logprobs"] = native_top_logprobs(prompt_tokens, with_text)
             result["output_top_logprobs"] = native_top_logprobs(choice.logprobs, with_text)
@@ -100,8 +124,13 @@ class NativeAnswer:
 def _to_params(sampling: NativeSampling, body: GenerateRequest, context: Context) -> SamplingParams:
     start_len = body.logprob_start_len
     return sampling_params(
-        sampling, context.config, temperature=sampling.temperature, max_new_tokens=sampling.max_new_tokens,
+        sampling,
+        context.config,
+        temperature=sampling.temperature,
+        max_new_tokens=sampling.max_new_tokens,
         min_new_tokens=sampling.min_new_tokens,
         seed=sampling.sampling_seed if sampling.sampling_seed is not None else context.seeds.next(),
         top_logprobs=body.top_logprobs_num if body.return_logprob else None,
-        prompt_logprobs_from=start_len if body.return_logprob and start_len >= 0 else None, path="sampling_params.")
+        prompt_logprobs_from=start_len if body.return_logprob and start_len >= 0 else None,
+        path="sampling_params.",
+    )

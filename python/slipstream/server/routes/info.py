@@ -20,10 +20,16 @@ SECRETS = frozenset(field.name for field in dataclasses.fields(LaunchOptions) if
 async def get_model_info(request: Request, context: Context) -> Response:
     """What is served."""
     info = without_secrets(context.server_info())
-    return JSONResponse({
-        "model_path": info.get("model_path"), "tokenizer_path": info.get("tokenizer_path"), "is_generation": True,
-        "served_model_name": context.config.served_model_name, "vocab_size": context.config.vocab_size,
-        "max_model_len": num_tokens_limit(context.state, context.config.context_length)})
+    return JSONResponse(
+        {
+            "model_path": info.get("model_path"),
+            "tokenizer_path": info.get("tokenizer_path"),
+            "is_generation": True,
+            "served_model_name": context.config.served_model_name,
+            "vocab_size": context.config.vocab_size,
+            "max_model_len": num_tokens_limit(context.state, context.config.context_length),
+        }
+    )
 
 
 async def get_server_info(request: Request, context: Context) -> Response:
@@ -33,16 +39,25 @@ async def get_server_info(request: Request, context: Context) -> Response:
     scheduler = msgspec.to_builtins(state.scheduler) if state.scheduler is not None else {}
     for tagged in (status, scheduler):
         tagged.pop("type", None)
-    return JSONResponse({
-        **without_secrets(context.server_info()), "version": version("slipstream"), "phase": state.phase,
-        "startup_time": state.startup_s, "scheduler": scheduler, "status": status,
-        "num_choices_in_flight": context.client.num_choices,
-        "internal_states": [status]})  # the name by which SGLang's bench looks
+    return JSONResponse(
+        {
+            **without_secrets(context.server_info()),
+            "version": version("slipstream"),
+            "phase": state.phase,
+            "startup_time": state.startup_s,
+            "scheduler": scheduler,
+            "status": status,
+            "num_choices_in_flight": context.client.num_choices,
+            "internal_states": [status],
+        }
+    )  # the name by which SGLang's bench looks
 
 
 def without_secrets(value: Any) -> Any:
     """The value with every secret flag in it, at any depth, replaced by asterisks. Pure."""
     if isinstance(value, dict):
-        return {name: HIDDEN if name in SECRETS and inner is not None else without_secrets(inner)
-                for name, inner in value.items()}
+        return {
+            name: HIDDEN if name in SECRETS and inner is not None else without_secrets(inner)
+            for name, inner in value.items()
+        }
     return [without_secrets(inner) for inner in value] if isinstance(value, (list, tuple)) else value

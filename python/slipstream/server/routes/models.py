@@ -24,5 +24,12 @@ async def get_model(request: Request, context: Context) -> Response:
 
 def _card(context: Context) -> dict[str, Any]:
     name = context.config.served_model_name
-    return {"id": name, "object": "model", "created": context.state.started_at, "owned_by": "slipstream", "root": name,
-            "parent": None, "max_model_len": num_tokens_limit(context.state, context.config.context_length)}
+    return {
+        "id": name,
+        "object": "model",
+        "created": context.state.started_at,
+        "owned_by": "slipstream",
+        "root": name,
+        "parent": None,
+        "max_model_len": num_tokens_limit(context.state, context.config.context_length),
+    }

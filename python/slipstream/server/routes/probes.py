@@ -49,8 +49,9 @@ async def health_generate(request: Request, context: Context) -> Response:
             async with asyncio.timeout(HEALTH_GENERATE_TIMEOUT_S):
                 await while_connected(request.receive, one_token())
         except TimeoutError:
-            raise RequestError(f"no token within {HEALTH_GENERATE_TIMEOUT_S:g} s", status=503,
-                               code="unhealthy") from None
+            raise RequestError(
+                f"no token within {HEALTH_GENERATE_TIMEOUT_S:g} s", status=503, code="unhealthy"
+            ) from None
     return _verdict(True, "generated one token")
 
 

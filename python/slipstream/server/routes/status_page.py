@@ -21,17 +21,28 @@ async def status_page(request: Request, context: Context) -> Response:
     """State, model, load, and a request to copy."""
     state, status = context.state, context.state.status
     healthy, reason = health(state, time.monotonic(), context.config.watchdog_timeout_s)
-    rows = [("state", reason if not healthy else state.stage), ("model", context.config.served_model_name),
-            ("in flight", f"{context.client.num_choices} answers")]
+    rows = [
+        ("state", reason if not healthy else state.stage),
+        ("model", context.config.served_model_name),
+        ("in flight", f"{context.client.num_choices} answers"),
+    ]
     if status is not None:
-        rows += [("running", str(status.num_running)), ("queued", str(status.num_waiting)),
-                 ("tokens generated", f"{status.num_generated_tokens:,}")]
-    return HTMLResponse(PAGE.format(
-        rows="".join(f"<tr><td>{name}</td><td>{html.escape(value)}</td></tr>" for name, value in rows),
-        curl=html.escape(_curl(str(request.base_url), with_key=context.config.api_key is not None))))
+        rows += [
+            ("running", str(status.num_running)),
+            ("queued", str(status.num_waiting)),
+            ("tokens generated", f"{status.num_generated_tokens:,}"),
+        ]
+    return HTMLResponse(
+        PAGE.format(
+            rows="".join(f"<tr><td>{name}</td><td>{html.escape(value)}</td></tr>" for name, value in rows),
+            curl=html.escape(_curl(str(request.base_url), with_key=context.config.api_key is not None)),
+        )
+    )
 
 
 def _curl(base_url: str, *, with_key: bool) -> str:
     key = " -H 'Authorization: Bearer KEY'" if with_key else ""
-    return (f"curl {base_url}v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
-            """  -d '{"messages": [{"role": "user", "content": "What does textwrap.dedent do?"}]}'""")
+    return (
+        f"curl {base_url}v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
+        """  -d '{"messages": [{"role": "user", "content": "What does textwrap.dedent do?"}]}'"""
+    )

@@ -18,8 +18,13 @@ async def tokenize(request: Request, context: Context) -> Response:
     body = parse(TokenizeRequest, await read_object(request, context.config.max_request_bytes))
     check_model(body.model, context.config)
     tokens = await context.client.tokenize(body.to_prompt())
-    return JSONResponse({"tokens": tokens, "count": len(tokens),
-                         "max_model_len": num_tokens_limit(context.state, context.config.context_length)})
+    return JSONResponse(
+        {
+            "tokens": tokens,
+            "count": len(tokens),
+            "max_model_len": num_tokens_limit(context.state, context.config.context_length),
+        }
+    )
 
 
 async def detokenize(request: Request, context: Context) -> Response:

@@ -32,8 +32,11 @@ def parse(schema: type[S], body: dict[str, Any], path: str = "") -> S:
         elif name in UNSUPPORTED:
             check_unsupported(name, value, where)
         else:
-            raise RequestError(unknown_field(where, name, schema.model_fields.keys() | UNSUPPORTED.keys()),
-                               param=where[:200], code="unknown_field")
+            raise RequestError(
+                unknown_field(where, name, schema.model_fields.keys() | UNSUPPORTED.keys()),
+                param=where[:200],
+                code="unknown_field",
+            )
     try:
         return schema.model_validate(fields)
     except ValidationError as error:

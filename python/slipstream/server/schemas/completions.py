@@ -25,8 +25,11 @@ class CompletionRequest(OpenAIRequest):
     def check(self, config: ServerConfig) -> None:
         super().check(config)
         if self.best_of is not None and self.best_of != self.n:
-            raise RequestError(f"best_of is {self.best_of}, which is not supported yet unless it equals n ({self.n})",
-                               param="best_of", code="unsupported_parameter")
+            raise RequestError(
+                f"best_of is {self.best_of}, which is not supported yet unless it equals n ({self.n})",
+                param="best_of",
+                code="unsupported_parameter",
+            )
 
     def prompts(self, config: ServerConfig) -> list[TextPrompt | TokenPrompt]:
         """The prompts, checked; raises RequestError."""

@@ -16,8 +16,12 @@ from slipstream.server.schemas.sampling import SharedSampling
 DEFAULT_MAX_NEW_TOKENS = 128  # SGLang's default
 
 _TEXT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-_IDS = {"anyOf": [{"type": "array", "items": {"type": "integer"}},
-                  {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}]}
+_IDS = {
+    "anyOf": [
+        {"type": "array", "items": {"type": "integer"}},
+        {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+    ]
+}
 _PARAMS = {"anyOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}}]}
 
 
@@ -55,8 +59,9 @@ class GenerateRequest(Schema):
     def prompts(self, config: ServerConfig) -> list[TextPrompt | TokenPrompt]:
         """The prompts, checked; raises RequestError."""
         if (self.text is None) == (self.input_ids is None):
-            raise RequestError("send either text or input_ids, not " + ("both" if self.text is not None else "neither"),
-                               param="text")
+            raise RequestError(
+                "send either text or input_ids, not " + ("both" if self.text is not None else "neither"), param="text"
+            )
         if self.input_ids is not None:
             if self.is_batch:
                 return [*token_prompts(self.input_ids, config.vocab_size, "input_ids")]
@@ -71,8 +76,9 @@ class GenerateRequest(Schema):
         if isinstance(value, dict):
             return [parse(NativeSampling, value, "sampling_params")] * num_prompts
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise RequestError(f"sampling_params must be an object or a list of objects, got {shown(value)}",
-                               param="sampling_params")
+            raise RequestError(
+                f"sampling_params must be an object or a list of objects, got {shown(value)}", param="sampling_params"
+            )
         _check_length(value, num_prompts, self.is_batch, "sampling_params")
         return [parse(NativeSampling, item, f"sampling_params.{index}") for index, item in enumerate(value)]
 
@@ -82,8 +88,9 @@ class GenerateRequest(Schema):
             return None
         for rid in self.rid if isinstance(self.rid, list) else [self.rid]:
             if not isinstance(rid, str) or not REQUEST_ID.fullmatch(rid):
-                raise RequestError(f"rid must be 1 to 200 printable ASCII characters without spaces, got {shown(rid)}",
-                                   param="rid")
+                raise RequestError(
+                    f"rid must be 1 to 200 printable ASCII characters without spaces, got {shown(rid)}", param="rid"
+                )
         if isinstance(self.rid, str):
             return [f"{self.rid}_{index}" for index in range(num_prompts)] if self.is_batch else [self.rid]
         _check_length(self.rid, num_prompts, self.is_batch, "rid")

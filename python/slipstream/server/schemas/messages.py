@@ -10,8 +10,16 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 KNOWN_FIELDS = ("role", "content")
 # Fields that answers of servers contain and that clients send back, with the values that mean nothing.
 EMPTY_FIELDS: dict[str, tuple[Any, ...]] = {
-    "name": (), "refusal": (), "audio": (), "annotations": ([],), "tool_calls": ([],), "function_call": (),
-    "tool_call_id": (), "reasoning": ("",), "reasoning_content": ("",), "prefix": (False,),
+    "name": (),
+    "refusal": (),
+    "audio": (),
+    "annotations": ([],),
+    "tool_calls": ([],),
+    "function_call": (),
+    "tool_call_id": (),
+    "reasoning": ("",),
+    "reasoning_content": ("",),
+    "prefix": (False,),
 }
 MEDIA_PARTS = ("image_url", "image", "input_image", "input_audio", "audio_url", "video_url", "file", "input_file")
 
@@ -29,22 +37,29 @@ def _check_message(message: dict[str, Any], path: str) -> dict[str, Any]:
     if role not in ROLES:
         raise RequestError(f"{path}.role is {shown(role)}; it must be one of: {', '.join(ROLES)}", param=f"{path}.role")
     if role == "tool":
-        raise RequestError(f"{path}.role 'tool' is not supported yet: tool calls cannot be made yet",
-                           param=f"{path}.role", code="unsupported_parameter")
+        raise RequestError(
+            f"{path}.role 'tool' is not supported yet: tool calls cannot be made yet",
+            param=f"{path}.role",
+            code="unsupported_parameter",
+        )
     for name, value in message.items():
         if name not in KNOWN_FIELDS:
             _check_extra(name, value, f"{path}.{name}")
-    return {"role": "system" if role == "developer" else role,
-            "content": _check_content(message.get("content"), f"{path}.content")}
+    return {
+        "role": "system" if role == "developer" else role,
+        "content": _check_content(message.get("content"), f"{path}.content"),
+    }
 
 
 def _check_extra(name: str, value: Any, path: str) -> None:
     if name not in EMPTY_FIELDS:
-        raise RequestError(unknown_field(path[:200], name, (*KNOWN_FIELDS, *EMPTY_FIELDS)), param=path[:200],
-                           code="unknown_field")
+        raise RequestError(
+            unknown_field(path[:200], name, (*KNOWN_FIELDS, *EMPTY_FIELDS)), param=path[:200], code="unknown_field"
+        )
     if value is not None and not any(type(value) is type(empty) and value == empty for empty in EMPTY_FIELDS[name]):
-        raise RequestError(f"{path} is not supported yet; leave it out (got {shown(value)})", param=path,
-                           code="unsupported_parameter")
+        raise RequestError(
+            f"{path} is not supported yet; leave it out (got {shown(value)})", param=path, code="unsupported_parameter"
+        )
 
 
 def _check_content(content: Any, path: str) -> str | list[dict[str, str]]:
@@ -59,12 +74,18 @@ def _check_content(content: Any, path: str) -> str | list[dict[str, str]]:
 def _check_part(part: Any, path: str) -> dict[str, str]:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(kind, str) and kind in MEDIA_PARTS:
-        raise RequestError(f"{path}: parts of type {kind!r} are not supported yet: only text can be read", param=path,
-                           code="unsupported_parameter")
+        raise RequestError(
+            f"{path}: parts of type {kind!r} are not supported yet: only text can be read",
+            param=path,
+            code="unsupported_parameter",
+        )
     if kind != "text" or not isinstance(part.get("text"), str):
         raise RequestError(f'{path} must be {{"type": "text", "text": "..."}}, got {shown(part)}', param=path)
     if unknown := part.keys() - {"type", "text"}:
         name = min(unknown)
-        raise RequestError(unknown_field(f"{path}.{name}"[:200], name, ("type", "text")), param=f"{path}.{name}"[:200],
-                           code="unknown_field")
+        raise RequestError(
+            unknown_field(f"{path}.{name}"[:200], name, ("type", "text")),
+            param=f"{path}.{name}"[:200],
+            code="unknown_field",
+        )
     return {"type": "text", "text": part["text"]}

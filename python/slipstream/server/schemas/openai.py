@@ -41,20 +41,40 @@ class OpenAIRequest(SharedSampling):
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream: true", param="stream_options")
         if self.stream_options is not None and self.stream_options.include_obfuscation:
-            raise RequestError("stream_options.include_obfuscation is not supported yet: chunks are not padded",
-                               param="stream_options.include_obfuscation", code="unsupported_parameter")
+            raise RequestError(
+                "stream_options.include_obfuscation is not supported yet: chunks are not padded",
+                param="stream_options.include_obfuscation",
+                code="unsupported_parameter",
+            )
 
-    def sampling(self, config: ServerConfig, *, seed: int, default_tokens: int | None, top_logprobs: int | None,
-                 prompt_logprobs_from: int | None = None) -> SamplingParams:
+    def sampling(
+        self,
+        config: ServerConfig,
+        *,
+        seed: int,
+        default_tokens: int | None,
+        top_logprobs: int | None,
+        prompt_logprobs_from: int | None = None,
+    ) -> SamplingParams:
         """What the runtime is told; `seed` counts when the request brings none."""
         return sampling_params(
-            self, config, temperature=self.temperature, max_new_tokens=self.ceiling(default_tokens),
-            min_new_tokens=self.min_tokens, seed=self.seed if self.seed is not None else seed,
-            top_logprobs=top_logprobs, prompt_logprobs_from=prompt_logprobs_from)
+            self,
+            config,
+            temperature=self.temperature,
+            max_new_tokens=self.ceiling(default_tokens),
+            min_new_tokens=self.min_tokens,
+            seed=self.seed if self.seed is not None else seed,
+            top_logprobs=top_logprobs,
+            prompt_logprobs_from=prompt_logprobs_from,
+        )
 
 
 def check_model(model: str | None, config: ServerConfig) -> None:
     """Raise 404 for a model that is not served here."""
     if model is not None and model != config.served_model_name:
-        raise RequestError(f"the model {model!r} does not exist; this server has {config.served_model_name!r}",
-                           status=404, param="model", code="model_not_found")
+        raise RequestError(
+            f"the model {model!r} does not exist; this server has {config.served_model_name!r}",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )

@@ -7,10 +7,14 @@ from slipstream.messages.to_tokenizer import TextPrompt, TokenPrompt
 from slipstream.server.error_body import shown
 from slipstream.server.limits import MAX_PROMPTS, check_token_ids
 
-PROMPT_SCHEMA: dict[str, Any] = {"anyOf": [
-    {"type": "string"}, {"type": "array", "items": {"type": "string"}},
-    {"type": "array", "items": {"type": "integer"}},
-    {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}]}
+PROMPT_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "array", "items": {"type": "integer"}},
+        {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+    ]
+}
 
 
 def text_prompts(value: Any, param: str) -> list[TextPrompt]:
@@ -18,8 +22,9 @@ def text_prompts(value: Any, param: str) -> list[TextPrompt]:
     _check_count(value, param)
     for index, text in enumerate(value):
         if not isinstance(text, str):
-            raise RequestError(f"{param}.{index} must be a string like the others, got {shown(text)}",
-                               param=f"{param}.{index}")
+            raise RequestError(
+                f"{param}.{index} must be a string like the others, got {shown(text)}", param=f"{param}.{index}"
+            )
     return [TextPrompt(text) for text in value]
 
 
@@ -44,8 +49,11 @@ def any_prompts(value: Any, vocab_size: int, param: str) -> list[TextPrompt | To
     if isinstance(value, str):
         return [TextPrompt(value)]
     if not isinstance(value, list) or not value:
-        raise RequestError(f"{param} must be a string, a list of strings, a list of token ids or a list of such lists, "
-                           f"got {shown(value)}", param=param)
+        raise RequestError(
+            f"{param} must be a string, a list of strings, a list of token ids or a list of such lists, "
+            f"got {shown(value)}",
+            param=param,
+        )
     if isinstance(value[0], str):
         return [*text_prompts(value, param)]
     if isinstance(value[0], list):

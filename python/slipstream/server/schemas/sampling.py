@@ -48,29 +48,48 @@ class SharedSampling(Schema):
     skip_special_tokens: bool = True
 
 
-def sampling_params(fields: SharedSampling, config: ServerConfig, *, temperature: float, max_new_tokens: int | None,
-                    min_new_tokens: int, seed: int, top_logprobs: int | None,
-                    prompt_logprobs_from: int | None, path: str = "") -> SamplingParams:
+def sampling_params(
+    fields: SharedSampling,
+    config: ServerConfig,
+    *,
+    temperature: float,
+    max_new_tokens: int | None,
+    min_new_tokens: int,
+    seed: int,
+    top_logprobs: int | None,
+    prompt_logprobs_from: int | None,
+    path: str = "",
+) -> SamplingParams:
     """Concrete parameters for the runtime. No `max_new_tokens` means as many as the context has room for."""
     ceiling = config.context_length if max_new_tokens is None else min(max_new_tokens, config.context_length)
     if min_new_tokens > ceiling:
         param = f"{path}min_new_tokens" if path else "min_tokens"
         raise RequestError(f"{param} is {min_new_tokens}, but at most {ceiling} new tokens may come", param=param)
     return SamplingParams(
-        max_new_tokens=ceiling, seed=seed, temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
-        top_p=fields.top_p, top_k=fields.top_k if 0 < fields.top_k < config.vocab_size else 0, min_p=fields.min_p,
-        min_new_tokens=min_new_tokens, presence_penalty=fields.presence_penalty,
-        frequency_penalty=fields.frequency_penalty, repetition_penalty=fields.repetition_penalty,
+        max_new_tokens=ceiling,
+        seed=seed,
+        temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
+        top_p=fields.top_p,
+        top_k=fields.top_k if 0 < fields.top_k < config.vocab_size else 0,
+        min_p=fields.min_p,
+        min_new_tokens=min_new_tokens,
+        presence_penalty=fields.presence_penalty,
+        frequency_penalty=fields.frequency_penalty,
+        repetition_penalty=fields.repetition_penalty,
         logit_bias=_token_biases(fields.logit_bias, config.vocab_size, f"{path}logit_bias"),
         stop_token_ids=tuple(check_token_ids(fields.stop_token_ids, config.vocab_size, f"{path}stop_token_ids")),
-        top_logprobs=top_logprobs, prompt_logprobs_from=prompt_logprobs_from)
+        top_logprobs=top_logprobs,
+        prompt_logprobs_from=prompt_logprobs_from,
+    )
 
 
 def _token_biases(biases: dict[str, float], vocab_size: int, param: str) -> dict[int, float]:
     result: dict[int, float] = {}
     for key, bias in biases.items():
         if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) < vocab_size):
-            raise RequestError(f"{param} has the key {shown(key)}; keys are token ids, 0 to {vocab_size - 1}",
-                               param=f"{param}.{key[:20]}")
+            raise RequestError(
+                f"{param} has the key {shown(key)}; keys are token ids, 0 to {vocab_size - 1}",
+                param=f"{param}.{key[:20]}",
+            )
         result[int(key)] = bias
     return result
