@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlparse
 
 import httpx
@@ -72,24 +73,18 @@ def test_abort_by_id_in_decode_and_in_the_queue(narrow: LiveServer) -> None:
 
 
 def test_a_full_queue_is_a_503_that_says_when_to_come_back(narrow: LiveServer) -> None:
-    streams = []
-    try:
-        for _ in range(3):
-            request = httpx.Client(timeout=30)
-            context = request.stream("POST", f"{narrow.url}/generate", json=body(stream=True))
-            thread = threading.Thread(target=context.__enter__, daemon=True)
-            thread.start()
-            streams.append((request, thread))
+    def ask() -> int:
+        return httpx.post(f"{narrow.url}/generate", json=body(), timeout=60).status_code
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask) for _ in range(3)]
         narrow.wait_for_status(num_running=1, num_waiting=2)
         refused = httpx.post(f"{narrow.url}/generate", json=body(), timeout=10)
-        assert refused.status_code == 503
-        assert int(refused.headers["retry-after"]) >= 1
-        assert "--max-queued-requests" in refused.json()["error"]["message"]
-    finally:
-        httpx.post(f"{narrow.url}/abort_request", json={"abort_all": True}, timeout=10)
-        for request, thread in streams:
-            thread.join(10)
-            request.close()
+        httpx.post(f"{narrow.url}/abort_request", json={"abort_all": True}, timeout=10).raise_for_status()
+        assert [future.result() for future in asked] == [200, 200, 200]
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    assert "--max-queued-requests" in refused.json()["error"]["message"]
     everything_is_back(narrow)
 
 

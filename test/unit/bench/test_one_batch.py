@@ -55,6 +55,11 @@ def test_best_and_median() -> None:
     assert timing.tpot_median_s == pytest.approx((1.2 - 0.2) / 10)
 
 
+def test_noise_gives_no_time_per_token() -> None:
+    timing = Timing(Shape(1, 8, 3), one_token_s=(0.5, 0.6), all_tokens_s=(0.4, 0.7))
+    assert timing.tpot_s is None and timing.tpot_median_s is None
+
+
 def test_short_or_cached_answers_are_no_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(monkeypatch)
     engine.num_cached = 16
