@@ -21,7 +21,6 @@ def scheduler_config(**changes: object) -> SchedulerConfig:
         "page_size": 4,
         "prefix_cache": True,
         "max_steps_in_flight": 2,
-        "watchdog_timeout_s": 60.0,
         "log_level": "error",
     }
     return SchedulerConfig(**{**values, **changes})  # type: ignore[arg-type]

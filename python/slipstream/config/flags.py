@@ -39,8 +39,8 @@ def flag_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type[Any]) -> None:
-    """Add one flag for each field of the dataclass `options` that was made with flag()."""
+def add_flags(parser: argparse._ActionsContainer, options: type[Any]) -> None:
+    """Add one flag for each field of the dataclass `options` that was made with flag(), to a parser or a group."""
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         if not field.metadata:

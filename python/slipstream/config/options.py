@@ -51,5 +51,5 @@ class LaunchOptions:
     watchdog_timeout_s: float = flag(300.0, "a step that takes longer counts as hung and ends the server", minimum=0.1)
     drain_timeout_s: float = flag(30.0, "on SIGTERM, how long running requests may go on", minimum=0.0)
     sse_keepalive_s: float = flag(15.0, "a silent stream gets a comment this often", minimum=0.1)
-    max_request_bytes: int = flag(16 * 2**20, "largest request body", minimum=1024)
+    max_request_bytes: int = flag(16 * 2**20, "largest request body", minimum=1024, maximum=128 * 2**20)
     log_level: str = flag("info", "least severe log line to print", choices=LEVELS)

@@ -54,7 +54,6 @@ class SchedulerConfig:
     page_size: int  # tokens
     prefix_cache: bool
     max_steps_in_flight: int  # 2 overlaps planning with the step before
-    watchdog_timeout_s: float
     log_level: str
 
 
@@ -71,7 +70,6 @@ class WorkerConfig:
     context_length: int
     max_running_requests: int
     max_total_tokens: int | None  # None: what fits in memory
-    chunked_prefill_size: int
     page_size: int
     random_seed: int
     log_level: str

@@ -96,7 +96,6 @@ def resolve(options: LaunchOptions, model: ModelFacts, machine: Machine, system_
         raise ConfigError(f"--max-total-tokens is {max_total_tokens}, less than one page: --page-size is {page_size}")
     seed = pick("random_seed", lambda: (system_seed, "from the system"))
     log_level = pick("log_level")
-    watchdog_timeout_s = pick("watchdog_timeout_s")
     overlap = not pick("disable_overlap_schedule")
     load_format = pick("load_format", lambda: (model.layout, f"the folder has the {model.layout} layout"))
     chooser.reasons["tokenizer_path"] = (
@@ -117,7 +116,7 @@ def resolve(options: LaunchOptions, model: ModelFacts, machine: Machine, system_
         context_length=context_length,
         max_running_requests=max_running,
         max_queued_requests=pick("max_queued_requests"),
-        watchdog_timeout_s=watchdog_timeout_s,
+        watchdog_timeout_s=pick("watchdog_timeout_s"),
         drain_timeout_s=pick("drain_timeout_s"),
         sse_keepalive_s=pick("sse_keepalive_s"),
         max_request_bytes=pick("max_request_bytes"),
@@ -138,7 +137,6 @@ def resolve(options: LaunchOptions, model: ModelFacts, machine: Machine, system_
         page_size=page_size,
         prefix_cache=not pick("disable_radix_cache"),
         max_steps_in_flight=2 if overlap else 1,
-        watchdog_timeout_s=watchdog_timeout_s,
         log_level=log_level,
     )
     worker = WorkerConfig(
@@ -153,7 +151,6 @@ def resolve(options: LaunchOptions, model: ModelFacts, machine: Machine, system_
         context_length=context_length,
         max_running_requests=max_running,
         max_total_tokens=max_total_tokens,
-        chunked_prefill_size=chunk,
         page_size=page_size,
         random_seed=seed,
         log_level=log_level,

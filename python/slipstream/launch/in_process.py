@@ -82,8 +82,7 @@ class InProcessRuntime:
         self._to_scheduler.put(worker.ready)
         plans: deque[Plan] = deque()
         while not self._stopped.is_set():
-            busy = bool(plans)
-            if not busy:
+            if not plans and not self._to_scheduler.wait(0.0):
                 self.to_tokenizer.wait(HEARTBEAT_S)
             for message in self.to_tokenizer.drain():
                 tokenizer.handle(message)

@@ -1,0 +1,68 @@
+"""The object form of a benchmark's figures: one row for each case, in tables and in --output-json."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slipstream.bench.statistics import Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What every benchmark reports about one case."""
+
+    engine: str  # name and version
+    model: str
+    batch_size: int | None  # requests at once; None: as they arrived
+    input_len: float  # prompt tokens of each request, on average
+    output_len: float  # generated tokens of each request, on average
+    ttft_s: float | None  # time to the first token
+    tpot_ms: float | None  # time for each further token
+    decode_tok_s: float | None  # generated tokens per second of all requests together
+    speculative: bool
+    acceptance_length: float | None  # tokens for each verify step
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneBatchRow(Row):
+    """ttft_s and tpot_ms are the best of the runs; the lists hold every run."""
+
+    in_process: bool
+    dtype: str
+    device: str
+    ttft_median_s: float
+    tpot_median_ms: float | None
+    prefill_tok_s: float
+    floor_ms: float | None  # weight bytes / memory bandwidth
+    one_token_runs_s: list[float]
+    all_tokens_runs_s: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingRow(Row):
+    """ttft_s and tpot_ms are means over the requests that succeeded; decode_tok_s is the throughput of the run."""
+
+    request_rate: float | None  # arrivals per second; None: the next one starts when one ends
+    concurrency: int | None  # most requests at once
+    num_requests: int
+    num_failed: int
+    failures: dict[str, int]  # what went wrong -> how often
+    duration_s: float
+    requests_per_s: float
+    num_cached_tokens: int  # prompt tokens found in the prefix cache
+    ttft_s_summary: Summary | None
+    tpot_ms_summary: Summary | None
+    e2e_s_summary: Summary | None
+
+
+def to_objects(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as plain data for JSON."""
+    return [dataclasses.asdict(row) for row in rows]
+
+
+def write_json(path: str, rows: Sequence[Row]) -> None:
+    """Write the rows as one JSON list."""
+    Path(path).write_text(json.dumps(to_objects(rows), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,57 @@
+"""Benchmark rows as tables for the terminal."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from slipstream.bench.rows import OneBatchRow, ServingRow
+from slipstream.bench.statistics import Summary
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure, or a dash where nothing was measured."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def one_batch_table(rows: Sequence[OneBatchRow]) -> Table:
+    """One line for each shape; times are the best of the runs."""
+    table = Table(title="one batch at a time (best of the runs)", title_justify="left")
+    headers = ("batch", "in", "out", "TTFT ms", "prefill tok/s", "per token ms", "decode tok/s", "floor ms")
+    for name in headers:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row.batch_size), f"{row.input_len:g}", f"{row.output_len:g}",
+            number(1000 * row.ttft_s if row.ttft_s is not None else None), number(row.prefill_tok_s, 0),
+            number(row.tpot_ms, 3), number(row.decode_tok_s), number(row.floor_ms, 3),
+        )  # fmt: skip
+    return table
+
+
+def serving_table(row: ServingRow) -> Table:
+    """The times of the requests that succeeded; how many did not stands above them."""
+    num_ok = row.num_requests - row.num_failed
+    title = (
+        f"{describe_load(row)}: {num_ok} ok, {row.num_failed} failed, {number(row.requests_per_s, 2)} requests/s, "
+        f"{number(row.decode_tok_s)} tokens/s"
+    )
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    for name in ("", "mean", "p50", "p90", "p99"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row("time to first token, ms", *_cells(row.ttft_s_summary, 1000, 1))
+    table.add_row("time per further token, ms", *_cells(row.tpot_ms_summary, 1, 2))
+    table.add_row("whole answer, s", *_cells(row.e2e_s_summary, 1, 3))
+    return table
+
+
+def describe_load(row: ServingRow) -> str:
+    """How the requests came."""
+    cap = f"{row.concurrency} at once" if row.concurrency is not None else "no limit at once"
+    return cap if row.request_rate is None else f"{row.request_rate:g} per second, {cap}"
+
+
+def _cells(summary: Summary | None, factor: float, digits: int) -> list[str]:
+    if summary is None:
+        return ["-"] * 4
+    return [number(factor * value, digits) for value in (summary.mean, summary.p50, summary.p90, summary.p99)]
