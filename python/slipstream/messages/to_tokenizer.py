@@ -20,7 +20,9 @@ class TokenPrompt(msgspec.Struct, frozen=True, tag=True):
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, tag=True):
-    """Messages in OpenAI's form, already checked for roles and types by the server."""
+    """Messages, already checked by the server: `role` (system, user or assistant), `content` (a string or a list of
+    text parts) and perhaps `prefix: True` (an assistant message to continue).
+    """
 
     messages: list[dict[str, Any]]
 
@@ -32,7 +34,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     """Answer one prompt with `num_choices` choices.
 
     In `sampling`, max_new_tokens is a ceiling (the tokenizer clamps it to the room left), and stop_token_ids
-    are the request's own: the tokenizer adds the end-of-sequence ids unless `ignore_eos`.
+    are the request's own: the tokenizer adds the end-of-sequence ids unless `ignore_eos`. No rid comes twice.
     """
 
     rid: str

@@ -14,7 +14,7 @@ class Access(Enum):
 def decide_auth(access: Access, api_key: str | None, authorization: str | None) -> str | None:
     """None lets the request pass, a text says why not. Pure; compares in constant time.
 
-    `authorization` is the value of the header: `Bearer <key>`.
+    `authorization` is the value of the header, `Bearer <key>`, as HTTP libraries decode it: one character a byte.
     """
     if api_key is None or access is Access.OPEN:
         return None
@@ -23,6 +23,6 @@ def decide_auth(access: Access, api_key: str | None, authorization: str | None) 
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() != "bearer":
         return "the Authorization header must be of the form 'Bearer <key>'"
-    if not hmac.compare_digest(key.strip().encode("utf-8", "surrogateescape"), api_key.encode("utf-8")):
+    if not hmac.compare_digest(key.strip().encode("latin-1", "replace"), api_key.encode("utf-8")):
         return "the API key is wrong"
     return None

@@ -1,12 +1,15 @@
 """The asyncio client of the tokenizer process: requests in, text out. No HTTP: the offline Engine uses it too."""
 
 import asyncio
+import itertools
 import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Protocol
+
+import msgspec
 
 from slipstream.errors import Overloaded, RequestError, SlipstreamError, WorkerDied
 from slipstream.log import get_logger
@@ -47,10 +50,14 @@ class Observer(Protocol):
 
 
 class _Request:
-    """One prompt in flight: which of its choices still run, and when things happened."""
+    """One prompt in flight: which of its choices still run, and when things happened.
 
-    def __init__(self, generate: Generate, stream: "_Stream", now: float) -> None:
+    `rid` is the caller's; `key` is the rid of its messages.
+    """
+
+    def __init__(self, generate: Generate, key: str, stream: "_Stream", now: float) -> None:
         self.rid = generate.rid
+        self.key = key
         self.num_choices = generate.num_choices
         self.stream = stream
         self.running = set(range(generate.num_choices))
@@ -64,7 +71,7 @@ class _Stream:
 
     def __init__(self, name: str, num_choices: int) -> None:
         self.name = name
-        self.requests: dict[str, _Request] = {}  # those still running, by rid
+        self.requests: dict[str, _Request] = {}  # those still running, by key
         self.unread: deque[TextOutput] = deque()
         self.num_characters = 0
         self.max_outputs = max(MAX_UNREAD_OUTPUTS, 64 * num_choices)
@@ -168,12 +175,17 @@ class Client:
     """Sends requests to the tokenizer and hands what comes back to whoever waits for it.
 
     All methods run in one event loop; whoever owns the inbox calls handle() there with each message.
+
+    A rid may be used again as soon as its request has ended or was aborted, while text of the old one is still on its
+    way. So in messages every request has a rid that never comes twice: a number in front of the caller's.
     """
 
     def __init__(self, to_tokenizer: Outbox[FromServer], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._to_tokenizer = to_tokenizer
         self._clock = clock
-        self._requests: dict[str, _Request] = {}
+        self._numbers = itertools.count()
+        self._keys: dict[str, str] = {}  # rid -> key of the request in flight
+        self._requests: dict[str, _Request] = {}  # by key
         self._streams: dict[str, _Stream] = {}
         self._calls: dict[str, asyncio.Future[Any]] = {}
         self._observer: Observer | None = None
@@ -199,7 +211,7 @@ class Client:
         name = name or requests[0].rid
         rids = [request.rid for request in requests]
         for rid in {name, *rids}:
-            if rid in self._requests or rid in self._streams or rids.count(rid) > 1:
+            if rid in self._keys or rid in self._streams or rids.count(rid) > 1:
                 raise RequestError(
                     f"rid {rid!r} is in use by another request; send another one, or none",
                     param="rid",
@@ -210,9 +222,10 @@ class Client:
         now = self._clock()
         try:
             for request in requests:
-                self._to_tokenizer.put(request)
-                record = _Request(request, stream, now)
-                self._requests[request.rid] = stream.requests[request.rid] = record
+                key = f"{next(self._numbers)}:{request.rid}"
+                self._to_tokenizer.put(msgspec.structs.replace(request, rid=key))
+                self._keys[request.rid] = key
+                self._requests[key] = stream.requests[key] = _Request(request, key, stream, now)
                 self.num_choices += request.num_choices
         except WorkerDied:
             self._abandon(stream)
@@ -239,8 +252,8 @@ class Client:
         """End exactly this request: its choices finish with reason "abort". False if nobody has this rid or name."""
         if (stream := self._streams.get(name)) is not None:
             requests = list(stream.requests.values())
-        elif (request := self._requests.get(name)) is not None:
-            requests = [request]
+        elif (key := self._keys.get(name)) is not None:
+            requests = [self._requests[key]]
         else:
             return False
         for request in requests:
@@ -292,6 +305,7 @@ class Client:
         request = self._requests.get(output.rid)
         if request is None or output.choice not in request.running:
             return
+        output = msgspec.structs.replace(output, rid=request.rid)
         self._measure(request, output, now)
         stream = request.stream
         stream.unread.append(output)
@@ -344,8 +358,7 @@ class Client:
             self._end(request, "abort", abort=True)
 
     def _end(self, request: _Request, outcome: str, *, abort: bool) -> None:
-        del self._requests[request.rid]
-        del request.stream.requests[request.rid]
+        del self._requests[request.key], self._keys[request.rid], request.stream.requests[request.key]
         self.num_choices -= request.num_choices
         if not request.stream.requests:
             self._streams.pop(request.stream.name, None)
@@ -353,13 +366,13 @@ class Client:
         if self._observer is not None:
             self._observer.ended(outcome, self._clock() - request.started)
         if abort:
-            self._send_abort(request.rid)
+            self._send_abort(request.key)
 
-    def _send_abort(self, rid: str) -> None:
+    def _send_abort(self, key: str) -> None:
         try:
-            self._to_tokenizer.put(AbortRequest(rid))
+            self._to_tokenizer.put(AbortRequest(key))
         except WorkerDied as error:  # the launcher is about to notice, and nobody is left to tell
-            log.warning("request %s could not be aborted: %s", rid, error)
+            log.warning("request %s could not be aborted: %s", key, error)
 
     async def _call(self, message: Tokenize | Detokenize | FlushCache) -> Any:
         if self._failure is not None:

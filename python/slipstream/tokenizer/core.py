@@ -73,22 +73,27 @@ class TokenizerCore:
         """Requests of which at least one choice has not ended."""
         return len(self._requests)
 
-    def handle(self, message: ToTokenizer) -> None:
-        """Do everything that one message asks for."""
+    def handle(self, message: ToTokenizer, encoded: Callable[[], list[int]] | None = None) -> None:
+        """Do everything that one message asks for.
+
+        `encoded` gives (or raises) what encode() did for the message's prompt, where that ran elsewhere before.
+        """
         match message:
             case TokenOutputs():
                 self._answer(message)
-            case Generate():
-                self._guard(message.rid, partial(self._generate, message))
-            case Tokenize():
-                self._guard(message.rid, partial(self._tokenize, message))
+            case Generate(rid=rid, prompt=prompt):
+                self._guard(rid, partial(self._generate, message, encoded or partial(self.encode, prompt)))
+            case Tokenize(rid=rid, prompt=prompt):
+                self._guard(rid, partial(self._tokenize, message, encoded or partial(self.encode, prompt)))
             case Detokenize():
                 self._guard(message.rid, partial(self._detokenize, message))
-            case AbortRequest() | FlushCache():
-                self._to_scheduler.put(message)
+            case AbortRequest():
+                self._abort(message.rid)
             case RequestFailed():
                 self._requests.pop(message.rid, None)
                 self._to_server.put(message)
+            case FlushCache():
+                self._to_scheduler.put(message)
             case SchedulerReady():
                 self._ready = message
                 self._to_server.put(message)
@@ -112,22 +117,22 @@ class TokenizerCore:
             )
 
     def _fail(self, failure: RequestFailed) -> None:
-        if self._requests.pop(failure.rid, None) is not None:  # it runs: no one waits for its tokens any more
-            self._to_scheduler.put(AbortRequest(failure.rid))
+        self._abort(failure.rid)  # if it runs: no one waits for its tokens any more
         self._to_server.put(failure)
+
+    def _abort(self, rid: str) -> None:
+        """Forget the request at once: nobody waits for the rest of its text."""
+        if self._requests.pop(rid, None) is not None:
+            self._to_scheduler.put(AbortRequest(rid))
 
     # --- from the server -------------------------------------------------------------------------------------------
 
-    def _generate(self, message: Generate) -> None:
+    def _generate(self, message: Generate, encoded: Callable[[], list[int]]) -> None:
         if self._ready is None:
             raise RequestError(
                 "the model is still loading; try again when /health answers 200", status=503, code="not_ready"
             )
-        if message.rid in self._requests:
-            raise RequestError(
-                f"the request id {message.rid!r} is in use by a running request; take another one", param="rid"
-            )
-        token_ids = self._encode(message.prompt)
+        token_ids = encoded()
         check_prompt_len(len(token_ids), self._ready, _prompt_param(message.prompt))
         self._check_ids(message.sampling.stop_token_ids, "stop_token_ids")
         self._check_ids(message.sampling.logit_bias, "logit_bias")
@@ -163,8 +168,8 @@ class TokenizerCore:
             return bool(prompt.messages[-1].get("prefix"))
         return not self._tokenizer.is_special(token_ids[-1])
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        """The prompt's ids, at least one, all of them the model's."""
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's ids, at least one, all of them the model's; RequestError else. Any thread may call it."""
         match prompt:
             case TextPrompt():
                 token_ids = self._tokenizer.encode(prompt.text)
@@ -186,8 +191,8 @@ class TokenizerCore:
                 param=param,
             )
 
-    def _tokenize(self, message: Tokenize) -> None:
-        self._to_server.put(Tokenized(message.rid, self._encode(message.prompt)))
+    def _tokenize(self, message: Tokenize, encoded: Callable[[], list[int]]) -> None:
+        self._to_server.put(Tokenized(message.rid, encoded()))
 
     def _detokenize(self, message: Detokenize) -> None:
         self._check_ids(message.token_ids, "tokens")
@@ -215,7 +220,7 @@ class TokenizerCore:
         if released.finish is not None:
             self._end_choice(output, state, choice)
         echo = state.prompt_token_ids is not None and output.choice not in state.echoed
-        if not (released.text or released.tokens or released.finish or echo or output.prompt_logprobs):
+        if not (released.text or released.tokens or released.finish or echo or output.prompt_logprobs is not None):
             return
         state.echoed.add(output.choice)
         outputs.append(

@@ -8,11 +8,13 @@ from slipstream.errors import CheckpointError, ConfigError
 from slipstream.messages.queues import Inbox, Outbox
 from slipstream.messages.to_scheduler import FromTokenizer
 from slipstream.messages.to_server import Stage, ToServer
-from slipstream.messages.to_tokenizer import FromServer, ToTokenizer
+from slipstream.messages.to_tokenizer import AbortRequest, FromServer, Generate, Tokenize, ToTokenizer
 from slipstream.tokenizer.core import TokenizerCore
+from slipstream.tokenizer.long_prompts import LongPrompts, is_long
 from slipstream.tokenizer.text_tokenizer import TextTokenizer
 
 WAIT_S = 0.1  # how soon `stop` is seen when nothing happens
+POLL_S = 0.01  # how soon a long prompt is seen to be done
 
 
 def run(
@@ -29,24 +31,44 @@ def run(
     eos_token_ids = tuple(dict.fromkeys([*config.eos_token_ids, *tokenizer.eos_token_ids]))
     core = TokenizerCore(tokenizer, to_scheduler, to_server, eos_token_ids=eos_token_ids, vocab_size=config.vocab_size)
     requests: deque[ToTokenizer] = deque()
+    long_prompts = LongPrompts(core.encode)
     while not stop():
-        turn(core, inbox, requests)
+        turn(core, inbox, requests, long_prompts)
+    long_prompts.close()
 
 
-def turn(core: TokenizerCore, inbox: Inbox[ToTokenizer], requests: deque[ToTokenizer]) -> None:
-    """Handle everything that the scheduler has sent, then one message of the server.
+def turn(
+    core: TokenizerCore, inbox: Inbox[ToTokenizer], requests: deque[ToTokenizer], long_prompts: LongPrompts
+) -> None:
+    """Handle everything that the scheduler has sent and every abort, then one message of the server.
 
-    So running streams wait for at most one tokenisation. `requests` holds the server's messages that wait.
+    So running streams wait for at most one short tokenisation, and nothing is tokenised for a client that has gone.
+    `requests` holds the server's messages that wait; those with long prompts wait in `long_prompts`.
     """
     if not requests:
-        inbox.wait(WAIT_S)
+        inbox.wait(POLL_S if long_prompts.busy else WAIT_S)
     for message in inbox.drain():
-        if isinstance(message, FromServer):
+        if isinstance(message, AbortRequest):
+            _drop(requests, message.rid)
+            long_prompts.drop(message.rid)
+            core.handle(message)
+        elif isinstance(message, Generate | Tokenize) and is_long(message):
+            long_prompts.start(message)
+        elif isinstance(message, FromServer):
             requests.append(message)
         else:
             core.handle(message)
+    for request, encoded in long_prompts.take():
+        core.handle(request, encoded)
     if requests:
         core.handle(requests.popleft())
+
+
+def _drop(requests: deque[ToTokenizer], rid: str) -> None:
+    """Take the Generate with this rid out of `requests`."""
+    waiting = [message for message in requests if isinstance(message, Generate) and message.rid == rid]
+    for message in waiting:
+        requests.remove(message)
 
 
 def load_tokenizer(config: TokenizerConfig) -> TextTokenizer:

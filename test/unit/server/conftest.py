@@ -180,8 +180,8 @@ class Rig:
         self.make_ready()
 
     def make_ready(self) -> None:
-        self.state.handle(SchedulerReady(512, 33, 16, {"device": "cpu"}), time.monotonic())
-        self.state.handle(SchedulerStatus(1, 2, 33, 20, 4, 0.0, num_generated_tokens=99), time.monotonic())
+        self.state.handle(SchedulerReady(512, 32, 16, {"device": "cpu"}), time.monotonic())
+        self.state.handle(SchedulerStatus(1, 2, 32, 20, 4, 0.0, num_generated_tokens=99), time.monotonic())
         self.state.ready(1.5)
 
 

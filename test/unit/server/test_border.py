@@ -68,7 +68,7 @@ async def test_every_route_but_the_open_ones_needs_the_key(make_http):
             assert right.status_code not in (401, 404, 405)
         for path in ("/nowhere", "/openapi.json", "/docs", "//HEALTH", "/health/x", "/metrics/..%2fv1/models"):
             assert (await http.get("http://test" + path)).status_code == 401
-        assert rig.fake.of(object)[0].rid.startswith(("flush", "health"))  # only the keyed ones got through
+        assert rig.fake.of(object)[0].rid.startswith(("flush", "0:health"))  # only the keyed ones got through
 
 
 async def test_the_api_page_lists_the_fields(rig_http):
@@ -147,7 +147,7 @@ async def test_request_ids_are_taken_echoed_and_used(rig_http):
     rig, http = rig_http
     response = await http.post("/v1/completions", json={"prompt": "a"}, headers={"x-request-id": "trace-1"})
     assert response.headers["x-request-id"] == "trace-1" and response.json()["id"].startswith("trace-1-")
-    assert rig.fake.seen[0].rid == response.json()["id"]
+    assert rig.fake.seen[0].rid == "0:" + response.json()["id"]
     for bad in ("x" * 129, "a b", "a\tb", ""):
         response = await http.get("/health", headers={"x-request-id": bad})
         assert response.headers["x-request-id"] not in (bad, "trace-1") and len(response.headers["x-request-id"]) == 32

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 
+import msgspec
 import pytest
 
 from slipstream.errors import Overloaded, RequestError, WorkerDied
@@ -38,18 +39,65 @@ class Watcher:
         self.ends.append((outcome, elapsed_s))
 
 
+class SentQueue(LocalQueue):
+    """Remembers the rid of the message by which each request was sent last."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent_rid = {}
+
+    def put(self, message):
+        if isinstance(message, Generate):
+            self.sent_rid[caller_rid(message)] = message.rid
+        super().put(message)
+
+
+class AddressedClient(Client):
+    """A Client to which tests speak of requests by the callers' rids."""
+
+    def handle(self, message):
+        sent_rid = self._to_tokenizer.sent_rid
+        if isinstance(message, TextOutputs):
+            message = TextOutputs([readdressed(output, sent_rid) for output in message.outputs])
+        super().handle(readdressed(message, sent_rid) if isinstance(message, RequestFailed) else message)
+
+
+def readdressed(message, sent_rid):
+    return msgspec.structs.replace(message, rid=sent_rid.get(message.rid, message.rid))
+
+
+def caller_rid(message):
+    return message.rid.partition(":")[2]
+
+
 @pytest.fixture
 def queue():
-    return LocalQueue()
+    return SentQueue()
 
 
 @pytest.fixture
 def client(queue):
-    return Client(queue)
+    return AddressedClient(queue)
 
 
 def aborts(queue):
-    return [message.rid for message in queue.drain() if isinstance(message, AbortRequest)]
+    return [caller_rid(message) for message in queue.drain() if isinstance(message, AbortRequest)]
+
+
+@pytest.mark.parametrize("ending", ["abort", "close", "stop"])
+async def test_a_rid_used_again_gets_nothing_of_the_old_request(queue, ending):
+    client = Client(queue)
+    old = client.generate(request())
+    old_rid = queue.drain()[0].rid
+    if ending == "stop":
+        client.handle(TextOutputs([output(old_rid, finish="stop")]))
+    else:
+        old.close() if ending == "close" else client.abort("r")
+    generation = client.generate(request())
+    client.handle(TextOutputs([output(old_rid, text="late"), output(old_rid, finish="abort")]))
+    client.handle(RequestFailed(old_rid, 500, "late"))
+    client.handle(TextOutputs([output(queue.sent_rid["r"], text="new", finish="stop")]))
+    assert [(item.rid, item.text) async for item in generation] == [("r", "new")]
 
 
 async def test_outputs_of_all_choices_until_every_one_has_finished(client, queue):
@@ -249,7 +297,7 @@ async def test_much_text_is_too_much_as_well_and_reading_makes_room(client, queu
 
 async def test_the_observer_sees_times_per_token(queue):
     now = [10.0]
-    client, watcher = Client(queue, clock=lambda: now[0]), Watcher()
+    client, watcher = AddressedClient(queue, clock=lambda: now[0]), Watcher()
     client.observe(watcher)
     generation = client.generate(request(num_choices=2))
     now[0] = 11.0

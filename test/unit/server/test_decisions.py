@@ -77,9 +77,12 @@ def test_admission_never_passes_the_limit(in_flight, new):
         (Access.KEY, "k", "Bearer", False),
         (Access.KEY, "k", "Bearer kk", False),
         (Access.KEY, "schlüssel", "Bearer x", False),
+        (Access.KEY, "schlüssel", b"Bearer " + "schlüssel".encode(), True),
+        (Access.KEY, "k", "Bearer \u20ac", False),
     ],
 )
 def test_auth(access, key, header, passes):
+    header = header.decode("latin-1") if isinstance(header, bytes) else header
     assert (decide_auth(access, key, header) is None) is passes
 
 
@@ -147,6 +150,15 @@ def test_collector_orders_choices_by_prompt():
     assert numbers == [2, 1, 0, 1]
     assert [choice.text for choice in collector.choices] == ["a0", "a1a1", "b0"]
     assert [choice.finish for choice in collector.choices] == [None, FinishReason("stop"), FinishReason("stop")]
+
+
+def test_counts_survive_a_choice_that_is_aborted_before_it_began():
+    collector = Collector([Generate("a", TextPrompt(""), None, 2)])
+    collector.add(TextOutput("a", 1, "x", [1], 40, 32, 1))  # found what choice 0 had computed
+    collector.add(TextOutput("a", 0, "x", [1], 40, 16, 1))
+    collector.add(TextOutput("a", 1, "", [], 0, 0, 0, FinishReason("abort")))
+    [prompt] = collector.prompts
+    assert (prompt.prompt_len, prompt.num_cached) == (40, 16)
 
 
 def test_the_table_of_unsupported_fields_is_consistent():

@@ -115,6 +115,9 @@ async def test_logprobs_in_lists(rig_http):
         ({"text": "a", "image_data": ["x"]}, "image_data"),
         ({"text": "a", "logprob_start_len": -2}, "logprob_start_len"),
         ({"text": "a", "top_logprobs_num": 21}, "top_logprobs_num"),
+        ({"text": "a", "top_logprobs_num": 2}, "top_logprobs_num"),
+        ({"text": "a", "logprob_start_len": 0}, "logprob_start_len"),
+        ({"text": "a", "return_text_in_logprobs": True}, "return_text_in_logprobs"),
     ],
 )
 async def test_wrong_generate_is_400(rig_http, body, param):

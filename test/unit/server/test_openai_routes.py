@@ -29,7 +29,7 @@ async def test_chat_answers_whole(rig_http):
         "prompt_tokens_details": {"cached_tokens": 1},
     }
     [sent] = rig.fake.seen
-    assert sent.rid == answer["id"] and sent.sampling.seed == 5
+    assert sent.rid == "0:" + answer["id"] and sent.sampling.seed == 5
     assert sent.sampling.max_new_tokens == rig.config.context_length  # nothing was asked: up to the context
     assert rig.client.num_choices == rig.client.num_requests == 0
 
@@ -244,6 +244,8 @@ WRONG = [  # field, value, words that the message must contain
     ),
     ("messages", [{"role": "user", "content": [{"type": "text", "text": 3}]}], ["messages.0.content.0"]),
     ("messages", ["hi"], ["messages.0"]),
+    ("messages", [{"role": "user", "content": "a", "prefix": True}], ["messages.0.prefix", "assistant"]),
+    ("messages", [{"role": "assistant", "content": "a", "prefix": 1}], ["messages.0.prefix", "true or false"]),
     ("model", 3, ["model"]),
 ]
 
@@ -345,7 +347,8 @@ async def test_developer_is_system_and_echoed_answers_are_taken_back(rig_http):
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "a"}]},
         {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None, "annotations": []},
-        {"role": "user", "content": [{"type": "text", "text": "c"}, {"type": "text", "text": "d"}]},
+        {"role": "user", "content": [{"type": "text", "text": "c"}, {"type": "text", "text": "d"}], "prefix": False},
+        {"role": "assistant", "content": "e", "prefix": True},
     ]
     assert (await http.post(CHAT, json={"messages": messages})).status_code == 200
     assert rig.fake.seen[0].prompt.messages == [
@@ -353,6 +356,7 @@ async def test_developer_is_system_and_echoed_answers_are_taken_back(rig_http):
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": [{"type": "text", "text": "c"}, {"type": "text", "text": "d"}]},
+        {"role": "assistant", "content": "e", "prefix": True},
     ]
 
 

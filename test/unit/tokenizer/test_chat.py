@@ -28,7 +28,7 @@ def tekken(tekken_path: Path) -> TekkenTokenizer:
 
 def test_content_is_read_from_text_and_from_parts() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    assert read_chat([{"role": "developer", "content": "S"}, {"role": "user", "content": parts}]) == [
+    assert read_chat([{"role": "system", "content": "S"}, {"role": "user", "content": parts}]) == [
         ChatMessage("system", ("S",)),
         ChatMessage("user", ("one", "two")),
     ]
@@ -38,20 +38,12 @@ def test_content_is_read_from_text_and_from_parts() -> None:
     ("messages", "words"),
     [
         ([], "messages is empty"),
-        ([{"role": "robot", "content": "x"}], "'robot'"),
-        ([{"role": "user"}], "messages[0].content"),
-        ([{"role": "user", "content": []}], "messages[0].content"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "'image_url'"),
-        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "messages[0].content[0].text"),
         ([USER, ANSWER], "prefix: true"),
         ([USER, SYSTEM], "system"),
         ([{**ANSWER, "prefix": True}, USER], "messages[0] has prefix"),
-        ([{**USER, "prefix": True}], "prefix"),
-        ([USER, {"role": "tool", "content": "x"}], "messages[1] belongs to a tool call"),
-        ([{"role": "assistant", "content": None, "tool_calls": [{}]}, USER], "tool call"),
     ],
 )
-def test_other_messages_are_refused_by_name(messages: list[dict[str, Any]], words: str) -> None:
+def test_messages_in_an_order_that_asks_for_no_answer_are_refused(messages: list[dict[str, Any]], words: str) -> None:
     with pytest.raises(RequestError) as caught:
         read_chat(messages)
     assert words in str(caught.value)

@@ -49,7 +49,9 @@ class Collector:
         """File one output; returns the choice's number and the choice so far."""
         prompt = self._by_rid[output.rid]
         choice = prompt.choices[output.choice]
-        prompt.prompt_len, prompt.num_cached = output.prompt_len, max(prompt.num_cached, output.num_cached)
+        prompt.prompt_len = max(prompt.prompt_len, output.prompt_len)  # 0 where a choice was aborted before it began
+        if output.choice == 0:  # the others find what this one has just computed
+            prompt.num_cached = output.num_cached
         if output.prompt_text is not None:
             prompt.text = output.prompt_text
         if output.prompt_token_ids is not None:

@@ -7,7 +7,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from slipstream.messages.sampling import SamplingParams
 from slipstream.messages.to_server import TextOutput
 from slipstream.messages.to_tokenizer import Generate, TextPrompt, TokenPrompt
 from slipstream.server.body import read_object
@@ -19,14 +18,12 @@ from slipstream.server.request_id import new_answer_id
 from slipstream.server.routes.common import collect, start, stream
 from slipstream.server.schemas.base import parse
 from slipstream.server.schemas.generate import GenerateRequest, NativeSampling
-from slipstream.server.schemas.openai import check_model
-from slipstream.server.schemas.sampling import sampling_params
 
 
 async def generate(request: Request, context: Context) -> Response:
     """Answer one prompt or a batch."""
     body = parse(GenerateRequest, await read_object(request, context.config.max_request_bytes))
-    check_model(body.model, context.config)
+    body.check(context.config)
     name = new_answer_id(request, "gen")
     prompts = body.prompts(context.config)
     samplings = body.samplings(len(prompts))
@@ -48,12 +45,18 @@ def to_generates(
     name: str,
 ) -> list[Generate]:
     """What the tokenizer is asked, one message for each prompt. `name` makes rids where the client sends none."""
+    start_len = body.logprob_start_len
     rids = body.rids(len(prompts)) or ([name] if len(prompts) == 1 else [f"{name}-{i}" for i in range(len(prompts))])
     return [
         Generate(
             rid,
             prompt,
-            _to_params(sampling, body, context),
+            sampling.to_params(
+                context.config,
+                seed=context.seeds.next(),
+                top_logprobs=body.top_logprobs_num if body.return_logprob else None,
+                prompt_logprobs_from=start_len if body.return_logprob and start_len >= 0 else None,
+            ),
             sampling.n,
             tuple(sampling.stop),
             sampling.ignore_eos,
@@ -119,18 +122,3 @@ class NativeAnswer:
             result["input_top_logprobs"] = native_top_logprobs(prompt_tokens, with_text)
             result["output_top_logprobs"] = native_top_logprobs(choice.logprobs, with_text)
         return result
-
-
-def _to_params(sampling: NativeSampling, body: GenerateRequest, context: Context) -> SamplingParams:
-    start_len = body.logprob_start_len
-    return sampling_params(
-        sampling,
-        context.config,
-        temperature=sampling.temperature,
-        max_new_tokens=sampling.max_new_tokens,
-        min_new_tokens=sampling.min_new_tokens,
-        seed=sampling.sampling_seed if sampling.sampling_seed is not None else context.seeds.next(),
-        top_logprobs=body.top_logprobs_num if body.return_logprob else None,
-        prompt_logprobs_from=start_len if body.return_logprob and start_len >= 0 else None,
-        path="sampling_params.",
-    )

@@ -6,12 +6,14 @@ from pydantic import Field, WithJsonSchema
 
 from slipstream.config.processes import ServerConfig
 from slipstream.errors import RequestError
+from slipstream.messages.sampling import SamplingParams
 from slipstream.messages.to_tokenizer import TextPrompt, TokenPrompt
 from slipstream.server.error_body import shown
 from slipstream.server.limits import REQUEST_ID, Choices, MaxTokens, MinTokens, Seed, TopLogprobs, WideTemperature
 from slipstream.server.schemas.base import Schema, parse
+from slipstream.server.schemas.openai import check_model
 from slipstream.server.schemas.prompts import text_prompts, token_prompt, token_prompts
-from slipstream.server.schemas.sampling import SharedSampling
+from slipstream.server.schemas.sampling import SharedSampling, sampling_params
 
 DEFAULT_MAX_NEW_TOKENS = 128  # SGLang's default
 
@@ -34,6 +36,22 @@ class NativeSampling(SharedSampling):
     sampling_seed: Seed | None = None
     n: Choices = 1
 
+    def to_params(
+        self, config: ServerConfig, *, seed: int, top_logprobs: int | None, prompt_logprobs_from: int | None
+    ) -> SamplingParams:
+        """What the runtime is told; `seed` counts when the request brings none."""
+        return sampling_params(
+            self,
+            config,
+            temperature=self.temperature,
+            max_new_tokens=self.max_new_tokens,
+            min_new_tokens=self.min_new_tokens,
+            seed=self.sampling_seed if self.sampling_seed is not None else seed,
+            top_logprobs=top_logprobs,
+            prompt_logprobs_from=prompt_logprobs_from,
+            path="sampling_params.",
+        )
+
 
 class GenerateRequest(Schema):
     """One prompt or a list of them; `sampling_params` and `rid` are for all, or lists with one entry for each."""
@@ -48,6 +66,15 @@ class GenerateRequest(Schema):
     return_text_in_logprobs: bool = False
     rid: Annotated[Any, WithJsonSchema(_TEXT)] = None
     model: str | None = None
+
+    def check(self, config: ServerConfig) -> None:
+        """Rules between fields; raises RequestError."""
+        check_model(self.model, config)
+        if self.return_logprob:
+            return
+        for name in ("top_logprobs_num", "logprob_start_len", "return_text_in_logprobs"):
+            if getattr(self, name) != GenerateRequest.model_fields[name].default:
+                raise RequestError(f"{name} needs return_logprob: true", param=name)
 
     @property
     def is_batch(self) -> bool:

@@ -7,7 +7,7 @@ from slipstream.errors import RequestError
 from slipstream.server.error_body import shown, unknown_field
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-KNOWN_FIELDS = ("role", "content")
+KNOWN_FIELDS = ("role", "content", "prefix")
 # Fields that answers of servers contain and that clients send back, with the values that mean nothing.
 EMPTY_FIELDS: dict[str, tuple[Any, ...]] = {
     "name": (),
@@ -19,13 +19,13 @@ EMPTY_FIELDS: dict[str, tuple[Any, ...]] = {
     "tool_call_id": (),
     "reasoning": ("",),
     "reasoning_content": ("",),
-    "prefix": (False,),
 }
 MEDIA_PARTS = ("image_url", "image", "input_image", "input_audio", "audio_url", "video_url", "file", "input_file")
 
 
 def check_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as ChatPrompt wants them: `role`, and `content` as a string or a list of text parts.
+    """Messages as ChatPrompt wants them: `role`, `content` as a string or a list of text parts, and `prefix: True` on
+    an assistant message that the model shall continue (Mistral's own API has it; the tokenizer checks its place).
 
     The role "developer", OpenAI's newer name, becomes "system". Raises RequestError naming message and field.
     """
@@ -48,7 +48,18 @@ def _check_message(message: dict[str, Any], path: str) -> dict[str, Any]:
     return {
         "role": "system" if role == "developer" else role,
         "content": _check_content(message.get("content"), f"{path}.content"),
+        **_check_prefix(message.get("prefix"), role, f"{path}.prefix"),
     }
+
+
+def _check_prefix(prefix: Any, role: str, path: str) -> dict[str, bool]:
+    if prefix is None or prefix is False:
+        return {}
+    if prefix is not True:
+        raise RequestError(f"{path} must be true or false, got {shown(prefix)}", param=path)
+    if role != "assistant":
+        raise RequestError(f"{path} is for messages of the role assistant", param=path)
+    return {"prefix": True}
 
 
 def _check_extra(name: str, value: Any, path: str) -> None:

@@ -32,9 +32,9 @@ def token_prompt(value: Any, vocab_size: int, param: str) -> TokenPrompt:
     """A list of token ids as one prompt."""
     if not isinstance(value, list) or not value:
         raise RequestError(f"{param} must be a list of one or more token ids, got {shown(value)}", param=param)
-    for index, token_id in enumerate(value):
-        if type(token_id) is not int:
-            raise RequestError(f"{param}.{index} must be a token id, got {shown(token_id)}", param=f"{param}.{index}")
+    if set(map(type, value)) != {int}:
+        index, wrong = next((index, item) for index, item in enumerate(value) if type(item) is not int)
+        raise RequestError(f"{param}.{index} must be a token id, got {shown(wrong)}", param=f"{param}.{index}")
     return TokenPrompt(check_token_ids(value, vocab_size, param))
 
 
