@@ -25,11 +25,10 @@ from slipstream.launch.runtime import Runtime
 from slipstream.messages.to_server import TextOutput, TokenText, ToServer
 from slipstream.messages.to_tokenizer import ChatPrompt, Generate, Prompt, SchedulerReady, TextPrompt, TokenPrompt
 from slipstream.server.client import Client
-from slipstream.server.limits import check_token_ids
+from slipstream.server.limits import MAX_TOP_LOGPROBS, check_token_ids
 from slipstream.server.schemas.base import parse
 from slipstream.server.schemas.generate import NativeSampling
 from slipstream.server.schemas.messages import check_messages
-from slipstream.server.schemas.sampling import sampling_params as concrete_params
 from slipstream.server.seeds import SeedSource
 
 Promptlike = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -191,15 +190,9 @@ class Engine:
             raise WorkerDied(self._failure or "the engine is closed")
         config = self.resolved.server
         fields = parse(NativeSampling, dict(values), "sampling_params")
-        sampling = concrete_params(
-            fields,
-            config,
-            temperature=fields.temperature,
-            max_new_tokens=fields.max_new_tokens,
-            min_new_tokens=fields.min_new_tokens,
-            seed=self._seeds.next() if fields.sampling_seed is None else fields.sampling_seed,
-            top_logprobs=top_logprobs,
-            prompt_logprobs_from=prompt_logprobs_from,
+        _check_logprobs(top_logprobs, prompt_logprobs_from)
+        sampling = fields.to_params(
+            config, seed=self._seeds.next(), top_logprobs=top_logprobs, prompt_logprobs_from=prompt_logprobs_from
         )
         return Generate(
             rid=f"engine-{next(self._rids)}",
@@ -267,3 +260,12 @@ def _prompt(prompt: Promptlike, vocab_size: int) -> Prompt:
     if token_ids and len(token_ids) == len(prompt):
         return TokenPrompt(check_token_ids(token_ids, vocab_size, "prompts"))
     raise RequestError("a prompt is text, a list of token ids, or a list of chat messages", param="prompts")
+
+
+def _check_logprobs(top_logprobs: int | None, prompt_logprobs_from: int | None) -> None:
+    if top_logprobs is not None and not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
+        raise RequestError(f"top_logprobs is {top_logprobs}; it must be 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs")
+    if prompt_logprobs_from is not None and prompt_logprobs_from < 0:
+        raise RequestError(
+            f"prompt_logprobs_from is {prompt_logprobs_from}; it must be 0 or more", param="prompt_logprobs_from"
+        )

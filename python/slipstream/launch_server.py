@@ -2,7 +2,7 @@
 
 import sys
 
-from slipstream.cli.serve import main
+from slipstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["serve", *sys.argv[1:]]))

@@ -93,11 +93,22 @@ def test_a_wrong_request_raises_and_names_it(
         engine.generate(prompt, sampling)  # type: ignore[arg-type]
 
 
+def test_wrong_logprob_arguments_raise(engine: Engine) -> None:
+    with pytest.raises(RequestError, match="top_logprobs is -1"):
+        engine.generate("a", GREEDY, top_logprobs=-1)
+    with pytest.raises(RequestError, match="prompt_logprobs_from is -1"):
+        engine.generate("a", GREEDY, prompt_logprobs_from=-1)
+    with pytest.raises(RequestError, match="min_new_tokens"):
+        engine.generate("a", {"min_new_tokens": 9, "max_new_tokens": 3})
+
+
 def test_wrong_options_raise_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match="contextlength"):
         Engine(contextlength=3)
     with pytest.raises(CheckpointError, match="/nowhere"):
         Engine("/nowhere")
+    with pytest.raises(ConfigError, match="--api-key is empty"):
+        Engine(api_key="")
 
 
 def test_a_start_that_fails_raises_its_reason() -> None:

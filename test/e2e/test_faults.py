@@ -115,6 +115,16 @@ def test_sigterm_lets_requests_finish_refuses_new_ones_and_exits_0(fresh: LiveSe
     assert alive(pids) == []
 
 
+def test_a_process_that_dies_while_requests_drain_is_an_error(fresh: LiveServer) -> None:
+    load = Load(fresh.url, count=2)
+    worker = fresh.children["worker"]
+    fresh.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    worker.send_signal(signal.SIGKILL)
+    assert all("the worker process ended by signal 9" in ending for ending in load.join(5.0))
+    assert fresh.wait(5.0) == 1
+
+
 def test_a_drain_that_takes_too_long_is_cut() -> None:
     with LiveServer("--drain-timeout-s", "0.3") as server:
         load = Load(server.url, count=2)

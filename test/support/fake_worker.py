@@ -44,7 +44,7 @@ class FakeWorker:
         self.kv: dict[tuple[int, int], int] = {}
         self.slots: dict[int, Slot] = {}
         self.num_steps = 0
-        self.poisoned_prompts: set[tuple[int, ...]] = set()  # these prompts fail in the step that samples
+        self.poisoned_prompts: dict[tuple[int, ...], bool] = {}  # these fail; True: in any chunk, False: when sampling
 
     def step(self, plan: Plan) -> StepResult:
         assert plan.step == self.num_steps, "plans arrive in order"
@@ -68,6 +68,8 @@ class FakeWorker:
             self._row(slot)
         assert last == (slot.num_rows == len(slot.token_ids)), "the last chunk ends the prompt"
         prompt_logprobs = self._prompt_logprobs(slot, start, length)
+        if self.poisoned_prompts.get(self._prompt(slot), False) and not last:
+            return SlotResult(index, [], error="the logits are not finite")
         if not last:
             return SlotResult(index, [], prompt_logprobs=prompt_logprobs)
         return self._sample(index, slot, prompt_logprobs)
@@ -98,11 +100,13 @@ class FakeWorker:
         stop = min(start + length + 1, slot.request.prompt_len)
         return [Logprob(slot.token_ids[at], -float(at)) for at in range(max(start + 1, first), stop)]
 
+    def _prompt(self, slot: Slot) -> tuple[int, ...]:
+        return tuple(slot.request.token_ids[: slot.request.prompt_len])
+
     def _sample(self, index: int, slot: Slot, prompt_logprobs: list[Logprob] | None) -> SlotResult:
-        prompt = tuple(slot.request.token_ids[: slot.request.prompt_len])
         token_id = next_token(slot.token_ids, slot.request.sampling, self.vocab_size)
         slot.token_ids.append(token_id)
-        if prompt in self.poisoned_prompts:
+        if self._prompt(slot) in self.poisoned_prompts:
             return SlotResult(index, [], error="the logits are not finite")
         wants = slot.request.sampling.top_logprobs is not None
         return SlotResult(

@@ -10,8 +10,6 @@ from slipstream.config.options import LaunchOptions
 from slipstream.config.processes import SchedulerConfig, ServerConfig, TokenizerConfig, WorkerConfig
 from slipstream.errors import ConfigError
 
-EMBEDDED_NAME = "slipstream-embedded"
-
 
 class ModelFacts(Protocol):
     """What resolving needs to know about the checkpoint; a ModelSpec has it."""
@@ -104,7 +102,7 @@ def resolve(options: LaunchOptions, model: ModelFacts, machine: Machine, system_
     )
     name = pick(
         "served_model_name",
-        lambda: (model.name, "the folder's name") if options.model_path else (EMBEDDED_NAME, "the embedded model"),
+        lambda: (model.name, "the folder's name" if options.model_path else "the embedded model"),
     )
 
     server = ServerConfig(

@@ -1,6 +1,7 @@
 """The child processes of one run: started together, watched, stopped together."""
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -13,10 +14,13 @@ import zmq.asyncio
 from slipstream.config.resolve import Resolved
 from slipstream.launch.child import ChildConfig, ChildSetup
 from slipstream.launch.endpoints import make_endpoints, remove_endpoints
+from slipstream.log import get_logger
 from slipstream.messages.codec import Codec
 from slipstream.messages.queues import MAX_FRAME_BYTES, ZmqOutbox
 from slipstream.messages.to_server import ProcessFailed, ToServer
 from slipstream.messages.to_tokenizer import FromServer, ToTokenizer
+
+logger = get_logger(__name__)
 
 STOP_TIMEOUT_S = 3.0
 
@@ -67,18 +71,26 @@ class Cluster:
             self._children[role] = child
             assert child.stdin is not None
             child.stdin.write(msgspec.json.encode(ChildSetup(self._endpoints, config)) + b"\n")
-            await child.stdin.drain()
+            with contextlib.suppress(ConnectionError):  # it has died already: wait_for_failure() will say so
+                await child.stdin.drain()
 
     async def wait_for_failure(self) -> str:
-        """Returns when a child has ended, with one sentence that says which and why."""
+        """Returns when a child has ended or its messages cannot be read, with one sentence that says which and why."""
+        assert self._pump is not None
         waits = {asyncio.create_task(child.wait()): role for role, child in self._children.items()}
-        done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
+        try:
+            await asyncio.wait({*waits, self._pump}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+        if self._pump.done():
+            error = self._pump.exception()
+            logger.error("a message of a child process could not be handled", exc_info=error)
+            return f"a message of a child process could not be handled: {type(error).__name__}: {error}"
         await asyncio.sleep(0.05)  # its last message may still be on the way
         if self._failure is not None:
             return self._failure
-        ended = next(iter(done))
+        ended = next(task for task in waits if task.done())
         return f"the {waits[ended]} process ended {_exit_text(ended.result())}"
 
     async def stop(self) -> None:
@@ -108,6 +120,7 @@ class Cluster:
             if isinstance(message, ProcessFailed) and self._failure is None:
                 self._failure = message.message
             self._on_message(message)
+            await asyncio.sleep(0)  # recv() does not yield while messages are there, and their readers must run too
 
 
 def _child_environment(role: str) -> dict[str, str]:

@@ -24,6 +24,8 @@ from slipstream.server.state import ServerState, health
 logger = get_logger(__name__)
 
 HEALTH_CHECK_S = 0.25
+DRAIN_CHECK_S = 0.02
+CUT_OFF_S = 0.1  # time for the last answers of a drain to leave
 LAST_ANSWERS_S = 1.0  # after a failure: time for the error answers to leave
 NUM_SECONDS_CLOSE = 2
 
@@ -47,6 +49,7 @@ class Server:
         self._state = ServerState()
         self._socket = _listen(self._config.host, self._config.port)
         self._interrupts = 0
+        self._drain_until: float | None = None  # time.monotonic(); set by the first signal
         self._interrupted = asyncio.Event()
 
     @property
@@ -82,7 +85,6 @@ class Server:
             if failure is not None:
                 await self._fail(failure)
                 return 1
-            await self._drain()
             return 0
         finally:
             self._display.close()
@@ -118,23 +120,47 @@ class Server:
         self._display.line(f"serving {self._config.served_model_name} at {self.url}")
 
     async def _watch(self, cluster: Cluster) -> str | None:
-        """Until the first signal (None) or until something has died or hangs (one sentence)."""
+        """Until a signal and the end of the drain after it (None), or until something has died or hangs (why)."""
         death = asyncio.create_task(cluster.wait_for_failure())
-        interrupt = asyncio.create_task(self._interrupted.wait())
         try:
-            while True:
-                await asyncio.wait({death, interrupt}, timeout=HEALTH_CHECK_S, return_when=asyncio.FIRST_COMPLETED)
+            while not self._is_over():
+                interval_s = DRAIN_CHECK_S if self._interrupts else HEALTH_CHECK_S
+                interrupt = asyncio.create_task(self._interrupted.wait())
+                await asyncio.wait({death, interrupt}, timeout=interval_s, return_when=asyncio.FIRST_COMPLETED)
+                interrupt.cancel()
+                self._interrupted.clear()
                 if death.done():
                     return death.result()
-                if interrupt.done():
-                    return None
-                if self._state.phase == "ready":
+                if self._state.phase != "starting":
                     healthy, reason = health(self._state, time.monotonic(), self._config.watchdog_timeout_s)
                     if not healthy:
                         return reason
         finally:
             death.cancel()
-            interrupt.cancel()
+        await self._cut_off()
+        return None
+
+    def _is_over(self) -> bool:
+        """After the first signal requests may finish for drain_timeout_s; a second signal ends that at once."""
+        if not self._interrupts:
+            return False
+        now = time.monotonic()
+        if self._drain_until is None:
+            self._drain_until = now + self._config.drain_timeout_s
+            self._state.drain()
+            if self._client.num_requests:
+                self._display.line(
+                    f"stopping: {self._client.num_requests} requests may finish within "
+                    f"{self._config.drain_timeout_s:g} s"
+                )
+        return not self._client.num_requests or now >= self._drain_until or self._interrupts > 1
+
+    async def _cut_off(self) -> None:
+        """Answer what still runs when the drain is over."""
+        if self._client.num_requests:
+            self._display.line(f"{self._client.num_requests} requests were cut off")
+            self._client.fail_all(WorkerDied("the server is shutting down"))
+            await asyncio.sleep(CUT_OFF_S)
 
     async def _fail(self, failure: str) -> None:
         """Answer every open request with the error, say why, give the answers a moment to leave."""
@@ -145,19 +171,6 @@ class Server:
         self._client.fail_all(WorkerDied(failure))
         if was_ready:
             await asyncio.sleep(LAST_ANSWERS_S)
-
-    async def _drain(self) -> None:
-        """Let running requests finish for drain_timeout_s; a second signal cuts that short."""
-        self._state.drain()
-        num_open = self._client.num_requests
-        self._display.line(f"stopping: {num_open} requests may finish within {self._config.drain_timeout_s:g} s")
-        deadline = time.monotonic() + self._config.drain_timeout_s
-        while self._client.num_requests and time.monotonic() < deadline and self._interrupts < 2:
-            await asyncio.sleep(0.02)
-        if self._client.num_requests:
-            self._display.line(f"{self._client.num_requests} requests were cut off")
-            self._client.fail_all(WorkerDied("the server is shutting down"))
-            await asyncio.sleep(0.1)
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()

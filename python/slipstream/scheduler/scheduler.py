@@ -121,18 +121,17 @@ class Scheduler:
                 self._finish_by_string(message)
             case AbortRequest():
                 for sequence in list(self._requests.get(message.rid, ())):
-                    self._finish(sequence, FinishReason("abort"))
-                    self._emit(sequence, [])
+                    self._finish(sequence, FinishReason("abort"))  # whoever aborted expects no answer
             case FlushCache():
                 self._flush(message)
 
     def _add(self, message: AddRequest) -> None:
-        if message.rid in self._requests:
-            self._other_outputs.append(RequestFailed(message.rid, 400, f"request id {message.rid!r} is in use", "rid"))
-            return
+        assert message.rid not in self._requests, "the server makes ids unique"
         choices: list[Sequence] = []
         for sampling in message.choices:
-            leader = choices[0] if choices and self._config.prefix_cache else None
+            # Siblings share the first choice's prompt pages, and must not answer before its prompt logprobs are out.
+            waits = self._config.prefix_cache or message.choices[0].prompt_logprobs_from is not None
+            leader = choices[0] if choices and waits else None
             choices.append(
                 Sequence(
                     rid=message.rid,
@@ -326,8 +325,7 @@ class Scheduler:
 
     def _emit(self, sequence: Sequence, token_ids: list[int], logprobs: list[Logprob] | None = None) -> None:
         prompt_logprobs = None
-        was_aborted = sequence.finish is not None and sequence.finish.type == "abort"
-        if sequence.wants_prompt_logprobs and not was_aborted:
+        if sequence.wants_prompt_logprobs:
             prompt_logprobs = sequence.prompt_logprobs
             sequence.prompt_logprobs_sent = True
         self._token_outputs.append(

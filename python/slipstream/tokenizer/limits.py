@@ -10,12 +10,21 @@ from slipstream.messages.to_tokenizer import Generate, SchedulerReady
 
 
 def choice_params(message: Generate, eos_token_ids: Sequence[int], *, room: int) -> list[SamplingParams]:
-    """One SamplingParams for each choice: its index, all stop ids, at most `room` new tokens."""
+    """One SamplingParams for each choice: its index, all stop ids, at most `room` new tokens.
+
+    The prompt's logprobs are asked of choice 0 alone: they are the same for all.
+    """
     sampling = message.sampling
     stop_token_ids = dict.fromkeys([*sampling.stop_token_ids, *(() if message.ignore_eos else eos_token_ids)])
     max_new_tokens = min(sampling.max_new_tokens, room)
     return [
-        msgspec.structs.replace(sampling, choice=i, stop_token_ids=tuple(stop_token_ids), max_new_tokens=max_new_tokens)
+        msgspec.structs.replace(
+            sampling,
+            choice=i,
+            stop_token_ids=tuple(stop_token_ids),
+            max_new_tokens=max_new_tokens,
+            prompt_logprobs_from=sampling.prompt_logprobs_from if i == 0 else None,
+        )
         for i in range(message.num_choices)
     ]
 

@@ -120,12 +120,9 @@ def test_abort_at_every_stage_returns_everything(num_events: int) -> None:
         harness.plan() if event % 2 == 0 else harness.work()
     harness.send(AbortRequest("a"))
     harness.send(AbortRequest("queued"))
-    assert {key: finish.type for key, finish in harness.finishes.items()} == {
-        ("a", 0): "abort",
-        ("a", 1): "abort",
-        ("queued", 0): "abort",
-    }
+    num_tokens = sum(map(len, harness.tokens.values()))
     harness.run()
+    assert not harness.finishes and sum(map(len, harness.tokens.values())) == num_tokens, "nothing comes after an abort"
     assert harness.scheduler.check_integrity() is None
     harness.send(FlushCache("f"))
     assert harness.scheduler.status(0.0).num_pages_free == 19
@@ -156,10 +153,11 @@ def test_a_stop_string_trims_what_the_scheduler_keeps() -> None:
     assert harness.num_cached["b", 0] == 8, "4 + 5 tokens were kept: two whole pages"
 
 
-def test_a_failing_request_fails_alone_and_leaves_nothing_in_the_tree() -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_a_failing_request_fails_alone_and_leaves_nothing_in_the_tree(early: bool) -> None:
     harness = Harness(scheduler_config(), num_pages=40)
     bad, good = [1] * 9, [2] * 9
-    harness.worker.poisoned_prompts.add(tuple(bad))
+    harness.worker.poisoned_prompts[tuple(bad)] = early
     harness.add("bad", bad, n=2)
     harness.add("good", good)
     harness.run()
@@ -205,13 +203,6 @@ def test_flush_is_refused_while_anything_runs() -> None:
     assert harness.scheduler.status(0.0).num_pages_cached == 0
 
 
-def test_a_second_request_with_a_running_id_is_refused() -> None:
-    harness = Harness(scheduler_config(), num_pages=40)
-    harness.add("a", [1, 2])
-    harness.add("a", [3, 4])
-    assert "in use" in harness.failed["a"]
-
-
 class SchedulerMachine(RuleBasedStateMachine):
     """Any order of arrivals, plans, results, aborts, stop strings and flushes."""
 
@@ -241,14 +232,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=20),
         n=st.integers(1, 3),
-        max_new=st.integers(1, 8),
+        max_new=st.integers(0, 8),
         stops=st.sets(st.integers(0, VOCAB_SIZE - 1), max_size=1),
         scored=st.booleans(),
+        poison=st.sampled_from([None, None, None, False, True]),
     )
-    def add(self, prompt: list[int], n: int, max_new: int, stops: set[int], scored: bool) -> None:
+    def add(self, prompt: list[int], n: int, max_new: int, stops: set[int], scored: bool, poison: bool | None) -> None:
         room = self.harness.scheduler.max_sequence_len - len(prompt)
         if room < 1:
             return  # the tokenizer refuses these
+        if poison is not None:
+            self.harness.worker.poisoned_prompts[tuple(prompt)] = poison
         rid = f"r{len(self.requests)}"
         self.requests[rid] = AddRequest(
             rid,
@@ -313,7 +307,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         answer = expected_answer(prompt, sampling, VOCAB_SIZE)
         got = self.harness.tokens.get(key, [])
         assert got == answer[: len(got)]
-        if key not in self.cut and key[0] not in self.aborted:
+        if key not in self.cut and key[0] not in self.aborted and key[0] not in self.harness.failed:
             assert got == answer
             if sampling.prompt_logprobs_from is not None:
                 assert [item.token_id for item in self.harness.prompt_logprobs[key]] == prompt[1:]
