@@ -79,7 +79,7 @@ class Cluster:
         assert self._pump is not None
         waits = {asyncio.create_task(child.wait()): role for role, child in self._children.items()}
         try:
-            await asyncio.wait({*waits, self._pump}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({*waits, self._pump}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waits:
                 task.cancel()
@@ -90,8 +90,8 @@ class Cluster:
         await asyncio.sleep(0.05)  # its last message may still be on the way
         if self._failure is not None:
             return self._failure
-        ended = next(task for task in waits if task.done())
-        return f"the {waits[ended]} process ended {_exit_text(ended.result())}"
+        role, code = next((role, task.result()) for task, role in waits.items() if task in done)
+        return f"the {role} process ended {_exit_text(code)}"
 
     async def stop(self) -> None:
         """End all children: first by closing their stdin, then by force. Removes the sockets."""

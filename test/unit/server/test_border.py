@@ -6,6 +6,7 @@ import logging
 import httpx
 import pytest
 
+from slipstream.server import body
 from slipstream.server.auth import Access
 from slipstream.server.border import normal_path
 from slipstream.server.routes.table import ROUTES
@@ -128,6 +129,17 @@ async def test_broken_bodies(rig_http, content, status, word):
     for path in ("/generate", "/v1/chat/completions", "/abort_request"):
         response = await http.post(path, content=content, headers={"content-type": "application/json"})
         assert response.status_code == status and word in body_of(response)["message"]
+
+
+async def test_a_body_that_does_not_arrive_ends_the_connection(rig_http, monkeypatch):
+    async def slow():
+        yield b"{"
+        await asyncio.sleep(5)
+
+    monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.02)
+    _, http = rig_http
+    response = await http.post("/generate", content=slow(), headers={"content-type": "application/json"})
+    assert response.status_code == 408 and response.headers["connection"] == "close"
 
 
 async def test_content_types(rig_http):
