@@ -38,8 +38,8 @@ gpu-test: install
 
 bench: install
 	$(BIN)/python scripts/compare_transformers.py
-	$(BIN)/slipstream bench one-batch
-	$(BIN)/slipstream bench serving
+	$(BIN)/python scripts/record_bench.py one-batch --batch-size 1 16
+	$(BIN)/python scripts/record_bench.py serving --concurrency 1 16
 
 results: install
 	$(BIN)/python scripts/make_results.py

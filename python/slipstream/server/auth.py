@@ -23,6 +23,6 @@ def decide_auth(access: Access, api_key: str | None, authorization: str | None) 
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() != "bearer":
         return "the Authorization header must be of the form 'Bearer <key>'"
-    if not hmac.compare_digest(key.strip().encode("latin-1", "replace"), api_key.encode("utf-8")):
+    if not hmac.compare_digest(key.strip().encode("latin-1", "replace"), api_key.encode("utf-8", "surrogateescape")):
         return "the API key is wrong"
     return None

@@ -39,8 +39,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """Strict JSON (UTF-8, no NaN, no lone surrogates) whose outermost value is an object."""
     try:
         value = msgspec.json.decode(data)
-    except UnicodeDecodeError as error:
-        raise RequestError(f"the body is not valid UTF-8 (byte {error.start})", code="invalid_json") from None
+    except UnicodeDecodeError:  # which counts from the start of one string of the body
+        raise RequestError("the body is not valid UTF-8", code="invalid_json") from None
     except RecursionError:
         raise RequestError("the body is nested too deeply", code="invalid_json") from None
     except msgspec.MsgspecError as error:

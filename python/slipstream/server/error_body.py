@@ -44,6 +44,8 @@ def response_of(error: SlipstreamError) -> Response:
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    elif status == 408:
+        headers["Connection"] = "close"  # the rest of the body may come at any time (RFC 9110, section 15.5.9)
     return JSONResponse(body_of(error), status, headers)
 
 

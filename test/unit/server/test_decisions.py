@@ -79,6 +79,8 @@ def test_admission_never_passes_the_limit(in_flight, new):
         (Access.KEY, "schlüssel", "Bearer x", False),
         (Access.KEY, "schlüssel", b"Bearer " + "schlüssel".encode(), True),
         (Access.KEY, "k", "Bearer \u20ac", False),
+        (Access.KEY, b"\xff key".decode("utf-8", "surrogateescape"), b"Bearer \xff key", True),  # from the environment
+        (Access.KEY, b"\xff key".decode("utf-8", "surrogateescape"), b"Bearer \xfe key", False),
     ],
 )
 def test_auth(access, key, header, passes):
