@@ -84,6 +84,7 @@ class Engine:
             launch = LaunchOptions(model_path=model_path, **options)
         except TypeError as error:
             raise ConfigError(f"Engine: {error}") from None
+        _refuse_server_options(options)
         self.spec, self.resolved = prepare(launch)
         self._seeds = SeedSource(self.resolved.server.random_seed)
         self._rids = itertools.count()
@@ -269,3 +270,11 @@ def _check_logprobs(top_logprobs: int | None, prompt_logprobs_from: int | None) 
         raise RequestError(
             f"prompt_logprobs_from is {prompt_logprobs_from}; it must be 0 or more", param="prompt_logprobs_from"
         )
+
+
+def _refuse_server_options(options: Mapping[str, Any]) -> None:
+    """An option that only the HTTP server reads would be ignored here: refuse it."""
+    for name, value in options.items():
+        field = LaunchOptions.__dataclass_fields__[name]
+        if field.metadata["server_only"] and value != field.default:
+            raise ConfigError(f"Engine: {name} is an option of the HTTP server; leave it out")

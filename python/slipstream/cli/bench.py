@@ -66,7 +66,7 @@ def one_batch_parser() -> FlagParser:
         "--memory-bandwidth-gbs", type=positive, metavar="X",
         help="memory bandwidth in GB/s: shows the time that reading the weights takes at least",
     )  # fmt: skip
-    _add_common_flags(parser)
+    _add_common_flags(parser, server=False)
     return parser
 
 
@@ -151,7 +151,7 @@ def serving_parser() -> FlagParser:
     parser.add_argument("--questions", metavar="FILE", help="chat questions, one a line, instead of random prompts")
     parser.add_argument("--timeout-s", type=positive, default=600.0, metavar="X", help="longest time for one case")
     _add_shape_flags(parser, batch_sizes=None)
-    _add_common_flags(parser)
+    _add_common_flags(parser, server=True)
     parser.set_defaults(port=0)  # any free one
     return parser
 
@@ -260,11 +260,11 @@ def _add_shape_flags(parser: FlagParser, batch_sizes: list[int] | None) -> None:
     )  # fmt: skip
 
 
-def _add_common_flags(parser: FlagParser) -> None:
+def _add_common_flags(parser: FlagParser, *, server: bool) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the prompts and the arrivals")
     parser.add_argument("--output-json", metavar="FILE", help="write the figures as a JSON list of objects")
-    group = parser.add_argument_group("server flags")
-    add_flags(group, LaunchOptions)
+    group = parser.add_argument_group("server flags" if server else "engine flags")
+    add_flags(group, LaunchOptions, server=server)
     parser.set_defaults(log_level="warning")  # no line for each request
 
 

@@ -1,6 +1,8 @@
 """The console script: `slipstream serve | check | bench | chat`."""
 
 import importlib
+import os
+import signal
 import sys
 
 from slipstream.config.flags import FlagParser
@@ -19,6 +21,8 @@ def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     if not args or args[0] not in COMMANDS:
         _usage(args)
+    if args[0] == "serve":
+        _stop_quietly()
     command = importlib.import_module(f"slipstream.cli.{args[0]}")
     try:
         return int(command.main(args[1:]))
@@ -27,6 +31,12 @@ def main(args: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _stop_quietly() -> None:
+    """Ctrl-C and SIGTERM end a start without a word, until the server has handlers of its own: nothing runs yet."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))
 
 
 def _usage(args: list[str]) -> None:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -25,12 +26,21 @@ def flag(
     minimum: float | None = None,
     maximum: float | None = None,
     secret: bool = False,
+    server_only: bool = False,
 ) -> Any:
     """A dataclass field that is also the flag `--field-name`.
 
-    `choices` limits a string; `minimum` and `maximum` (inclusive) limit a number; a `secret` is never printed.
+    `choices` limits a string; `minimum` and `maximum` (inclusive) limit a number; a `secret` is never printed;
+    a `server_only` one means nothing to the offline Engine, which refuses it.
     """
-    metadata = {"help": help, "choices": tuple(choices), "minimum": minimum, "maximum": maximum, "secret": secret}
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "minimum": minimum,
+        "maximum": maximum,
+        "secret": secret,
+        "server_only": server_only,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -39,11 +49,14 @@ def flag_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
-def add_flags(parser: argparse._ActionsContainer, options: type[Any]) -> None:
-    """Add one flag for each field of the dataclass `options` that was made with flag(), to a parser or a group."""
+def add_flags(parser: argparse._ActionsContainer, options: type[Any], *, server: bool = True) -> None:
+    """Add one flag for each field of the dataclass `options` that was made with flag(), to a parser or a group.
+
+    Without `server`, those that only an HTTP server reads are left out.
+    """
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
-        if not field.metadata:
+        if not field.metadata or (field.metadata["server_only"] and not server):
             continue
         kind = hints[field.name]
         if kind is bool:
@@ -64,9 +77,9 @@ def add_flags(parser: argparse._ActionsContainer, options: type[Any]) -> None:
 
 
 def from_namespace(options: type[Options], namespace: argparse.Namespace) -> Options:
-    """Build the options object from parsed flags."""
-    names = [field.name for field in dataclasses.fields(typing.cast(Any, options)) if field.metadata]
-    return options(**{name: getattr(namespace, name) for name in names})
+    """Build the options object from parsed flags; those that were not added keep their defaults."""
+    fields = [field for field in dataclasses.fields(typing.cast(Any, options)) if field.metadata]
+    return options(**{field.name: getattr(namespace, field.name, field.default) for field in fields})
 
 
 def check_fields(options: Any) -> None:
@@ -75,6 +88,10 @@ def check_fields(options: Any) -> None:
         value = getattr(options, field.name)
         if not field.metadata or value is None or value == AUTO:
             continue
+        if value == "":
+            raise ConfigError(f"{flag_name(field.name)} is empty; give it a value or leave it out")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{flag_name(field.name)} is {value}; it must be a finite number")
         choices, low, high = (field.metadata[key] for key in ("choices", "minimum", "maximum"))
         if choices and value not in choices:
             raise ConfigError(f"{flag_name(field.name)} is {value!r}; choose one of: {', '.join(choices)}")

@@ -26,10 +26,10 @@ class LaunchOptions:
     device: str = flag(AUTO, "where the model runs", choices=(AUTO, "cpu", "cuda"))
     context_length: int | Auto = flag(AUTO, "longest prompt plus answer, in tokens; auto: the model's own", minimum=1)
 
-    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 is every interface")
-    port: int = flag(30000, "port to listen on; 0 takes a free one", minimum=0, maximum=65535)
+    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 is every interface", server_only=True)
+    port: int = flag(30000, "port to listen on; 0 takes a free one", minimum=0, maximum=65535, server_only=True)
     api_key: str | None = flag(
-        None, "clients must send it as a bearer token; also read from SLIPSTREAM_API_KEY", secret=True
+        None, "clients must send it as a bearer token; also read from SLIPSTREAM_API_KEY", secret=True, server_only=True
     )
 
     mem_fraction_static: float | Auto = flag(
@@ -38,18 +38,30 @@ class LaunchOptions:
         minimum=0.01,
         maximum=0.99,
     )
-    max_running_requests: int | Auto = flag(AUTO, "requests that run at once; auto: by device", minimum=1)
-    max_queued_requests: int = flag(256, "requests that may wait; one more is answered 503", minimum=0)
+    max_running_requests: int | Auto = flag(
+        AUTO, "requests that run at once; auto: by device", minimum=1, maximum=65536
+    )
+    max_queued_requests: int = flag(
+        256, "requests that may wait; one more is answered 503", minimum=0, server_only=True
+    )
     max_total_tokens: int | Auto = flag(AUTO, "KV pool size in tokens; auto: what fits in memory", minimum=1)
-    chunked_prefill_size: int | Auto = flag(AUTO, "most prompt tokens in one step; longer prompts are split", minimum=1)
-    page_size: int | Auto = flag(AUTO, "tokens in one KV page", minimum=1)
+    chunked_prefill_size: int | Auto = flag(
+        AUTO, "most prompt tokens in one step; longer prompts are split", minimum=1, maximum=2**20
+    )
+    page_size: int | Auto = flag(AUTO, "tokens in one KV page", minimum=1, maximum=65536)
     attention_backend: str = flag(AUTO, "attention implementation", choices=(AUTO, "torch_native"))
     disable_radix_cache: bool = flag(False, "do not keep finished prompts' KV pages for later prompts")
     disable_overlap_schedule: bool = flag(False, "plan a step only when the last one is done")
     random_seed: int | Auto = flag(AUTO, "seeds requests that bring none; auto: from the system", minimum=0)
 
-    watchdog_timeout_s: float = flag(300.0, "a step that takes longer counts as hung and ends the server", minimum=0.1)
-    drain_timeout_s: float = flag(30.0, "on SIGTERM, how long running requests may go on", minimum=0.0)
-    sse_keepalive_s: float = flag(15.0, "a silent stream gets a comment this often", minimum=0.1)
-    max_request_bytes: int = flag(16 * 2**20, "largest request body", minimum=1024, maximum=128 * 2**20)
+    watchdog_timeout_s: float = flag(
+        300.0, "a step that takes longer counts as hung and ends the server", minimum=0.1, server_only=True
+    )
+    drain_timeout_s: float = flag(
+        30.0, "on SIGTERM, how long running requests may go on", minimum=0.0, server_only=True
+    )
+    sse_keepalive_s: float = flag(15.0, "a silent stream gets a comment this often", minimum=0.1, server_only=True)
+    max_request_bytes: int = flag(
+        16 * 2**20, "largest request body", minimum=1024, maximum=128 * 2**20, server_only=True
+    )
     log_level: str = flag("info", "least severe log line to print", choices=LEVELS)

@@ -1,6 +1,7 @@
 """JSON files of a checkpoint folder, read with a bound on their size."""
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ MAX_INDEX_BYTES = 64 * 2**20  # an index names every tensor: about 5 MB for the 
 def read_json_object(path: Path, max_bytes: int, problems: list[str]) -> dict[str, Any] | None:
     """The object in `path`, or None after adding one sentence to `problems` that says what is wrong with the file."""
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            problems.append(f"{path.name} has {size} bytes; a file of this kind has at most {max_bytes}")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device would never end
+            problems.append(f"{path.name} is not a file")
+            return None
+        if status.st_size > max_bytes:
+            problems.append(f"{path.name} has {status.st_size} bytes; a file of this kind has at most {max_bytes}")
             return None
         value = json.loads(path.read_bytes())
     except OSError as error:

@@ -1,6 +1,8 @@
 """What the person at the terminal sees while the server starts."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -8,11 +10,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from slipstream.messages import to_server
 
 
+class Terminal(Console):
+    """A Console that leaves a closed pipe to us: rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class StartupDisplay:
-    """One line for each stage, with the seconds since the start, and a progress bar while something is counted."""
+    """One line for each stage, with the seconds since the start, and a progress bar while something is counted.
+
+    A terminal that goes away (a closed pipe, a full disk) silences the display; it never disturbs the server.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or Terminal(highlight=False, soft_wrap=True)
         self._started_at = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -23,7 +35,8 @@ class StartupDisplay:
 
     def line(self, text: str) -> None:
         """Print one stage."""
-        self._console.print(f"[{self.elapsed_s:6.2f} s] {text}", markup=False)
+        with self._tolerant():
+            self._console.print(f"[{self.elapsed_s:6.2f} s] {text}", markup=False)
 
     def show(self, message: to_server.Stage | to_server.Progress) -> None:
         """Print a child's stage or move its progress bar."""
@@ -31,7 +44,8 @@ class StartupDisplay:
             case to_server.Stage():
                 self.line(f"{message.process}: {message.text}")
             case to_server.Progress():
-                self._move(message)
+                with self._tolerant():
+                    self._move(message)
 
     def _move(self, message: to_server.Progress) -> None:
         text = f"{message.process}: {message.text}"
@@ -54,6 +68,14 @@ class StartupDisplay:
 
     def close(self) -> None:
         """Remove an unfinished progress bar."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with self._tolerant():
+                bar.stop()
+
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._console.quiet = True

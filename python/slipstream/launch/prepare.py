@@ -4,6 +4,7 @@ import dataclasses
 import os
 import secrets
 
+from slipstream.config.flags import check_fields
 from slipstream.config.machine import probe_machine
 from slipstream.config.options import LaunchOptions
 from slipstream.config.resolve import Resolved, resolve
@@ -16,9 +17,10 @@ API_KEY_VARIABLE = "SLIPSTREAM_API_KEY"
 
 def prepare(options: LaunchOptions) -> tuple[ModelSpec, Resolved]:
     """Inspect the checkpoint (headers only) and resolve every option. Raises CheckpointError or ConfigError."""
-    if options.api_key is None:
-        options = dataclasses.replace(options, api_key=os.environ.get(API_KEY_VARIABLE) or None)
-    elif not options.api_key:
-        raise ConfigError("--api-key is empty; leave it out to serve without a key")
+    if options.api_key is None and (key := os.environ.get(API_KEY_VARIABLE)) is not None:
+        if not key:
+            raise ConfigError(f"{API_KEY_VARIABLE} is set but empty; unset it to serve without a key")
+        options = dataclasses.replace(options, api_key=key)
+    check_fields(options)
     spec = inspect_checkpoint(options.model_path, options.load_format, options.tokenizer_path)
     return spec, resolve(options, spec, probe_machine(), system_seed=secrets.randbits(31))

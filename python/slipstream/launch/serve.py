@@ -14,6 +14,7 @@ from slipstream.errors import ConfigError, WorkerDied
 from slipstream.hf_transformers.spec import ModelSpec
 from slipstream.launch.cluster import Cluster
 from slipstream.launch.display import StartupDisplay
+from slipstream.launch.http_protocol import DeadlineProtocol
 from slipstream.log import get_logger
 from slipstream.messages.to_server import Progress, Stage, ToServer
 from slipstream.messages.to_tokenizer import SchedulerReady
@@ -70,6 +71,7 @@ class Server:
         http = HttpServer(
             uvicorn.Config(
                 app,
+                http=DeadlineProtocol,
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=NUM_SECONDS_CLOSE,
@@ -96,6 +98,8 @@ class Server:
     def _on_message(self, message: ToServer) -> None:
         self._state.handle(message, time.monotonic())
         self._client.handle(message)
+        if self._state.phase == "failed":
+            return  # the error is the last thing to read
         if isinstance(message, Stage | Progress):
             self._display.show(message)
         elif isinstance(message, SchedulerReady):
@@ -166,9 +170,9 @@ class Server:
         """Answer every open request with the error, say why, give the answers a moment to leave."""
         was_ready = self._state.phase != "starting"
         self._state.fail(failure)
+        self._client.fail_all(WorkerDied(failure))
         self._display.close()
         self._display.line(f"error: {failure}")
-        self._client.fail_all(WorkerDied(failure))
         if was_ready:
             await asyncio.sleep(LAST_ANSWERS_S)
 

@@ -69,7 +69,10 @@ def health(
         return True, state.phase
     silence_s = now - state.status_time
     if silence_s > heartbeat_limit_s:
-        return False, f"no life sign of the scheduler for {silence_s:.1f} s (limit {heartbeat_limit_s:g} s)"
+        return (
+            False,
+            f"no life sign of the scheduler or the tokenizer for {silence_s:.1f} s (limit {heartbeat_limit_s:g} s)",
+        )
     if state.status.step_in_flight_s > watchdog_timeout_s:
         return False, (
             f"a step has been running for {state.status.step_in_flight_s:.1f} s; "

@@ -54,12 +54,24 @@ def test_a_bad_flag_is_named_with_what_to_do(
         ({"port": 70000}, "--port is 70000; it must be at most 65535"),
         ({"max_running_requests": 0}, "--max-running-requests is 0; it must be at least 1"),
         ({"dtype": "int3"}, "--dtype is 'int3'; choose one of"),
+        ({"watchdog_timeout_s": float("nan")}, "--watchdog-timeout-s is nan; it must be a finite number"),
+        ({"mem_fraction_static": float("inf")}, "--mem-fraction-static is inf; it must be a finite number"),
+        ({"host": ""}, "--host is empty; give it a value or leave it out"),
+        ({"max_running_requests": 10**8}, "--max-running-requests is 100000000; it must be at most 65536"),
         ({"mem_fraction_static": 1.5}, "--mem-fraction-static is 1.5; it must be at most 0.99"),
     ],
 )
 def test_limits_hold_for_options_made_in_python_too(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         check_fields(LaunchOptions(**changes))  # type: ignore[arg-type]
+
+
+def test_flags_of_the_server_alone_can_be_left_out() -> None:
+    parser = FlagParser()
+    add_flags(parser, LaunchOptions, server=False)
+    page = parser.format_help()
+    assert "--model-path" in page and "--port" not in page and "--api-key" not in page
+    assert from_namespace(LaunchOptions, parser.parse_args(["--dtype", "float32"])) == LaunchOptions(dtype="float32")
 
 
 def test_every_field_has_help_and_the_help_page_prints() -> None:

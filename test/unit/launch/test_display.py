@@ -2,9 +2,10 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
-from slipstream.launch.display import StartupDisplay
+from slipstream.launch.display import StartupDisplay, Terminal
 from slipstream.messages.to_server import Progress, Stage
 
 
@@ -35,3 +36,22 @@ def test_counting_draws_a_bar_on_a_terminal() -> None:
 
 def test_an_unfinished_bar_is_removed() -> None:
     assert "1/3" in shown(Progress("worker", "loading tensors", 1, 3), terminal=True)
+
+
+class ClosedPipe(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_that_went_away_disturbs_nobody(terminal: bool) -> None:
+    console = Terminal(file=ClosedPipe(), force_terminal=terminal, width=100)
+    display = StartupDisplay(console)
+    for message in (Stage("worker", "a"), Progress("worker", "b", 1, 2), Progress("worker", "b", 2, 2)):
+        display.show(message)
+    display.line("end")
+    display.close()
+    assert console.quiet

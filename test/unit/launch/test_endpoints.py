@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from slipstream.errors import ConfigError
 from slipstream.launch import endpoints
 from slipstream.launch.endpoints import make_endpoints, remove_endpoints, remove_leftovers
 
@@ -14,6 +15,7 @@ from slipstream.launch.endpoints import make_endpoints, remove_endpoints, remove
 @pytest.fixture(autouse=True)
 def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(endpoints, "MAX_PATH_BYTES", 50 + len(str(tmp_path)))
 
 
 def test_the_directory_is_private_and_fresh(tmp_path: Path) -> None:
@@ -32,6 +34,16 @@ def test_directories_of_dead_processes_go_and_others_stay(tmp_path: Path) -> Non
     dead, mine, foreign = (tmp_path / f"slipstream-{name}-abc" for name in (ended.pid, os.getpid(), "notes"))
     for directory in (dead, mine, foreign):
         directory.mkdir()
+    odd = tmp_path / "slipstream-99999999999999999999-x"
+    odd.mkdir()
+    link = tmp_path / f"slipstream-{ended.pid}-link"
+    link.symlink_to(tmp_path / "nowhere")
     remove_leftovers(tmp_path)
     assert not dead.exists()
-    assert mine.exists() and foreign.exists()
+    assert mine.exists() and foreign.exists() and odd.exists() and link.is_symlink()
+
+
+def test_a_path_too_long_for_sockets_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints.tempfile, "gettempdir", lambda: str(tmp_path / ("x" * 90)))
+    with pytest.raises(ConfigError, match="TMPDIR"):
+        make_endpoints()
