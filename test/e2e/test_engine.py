@@ -107,8 +107,8 @@ def test_wrong_options_raise_before_anything_starts() -> None:
         Engine(contextlength=3)
     with pytest.raises(CheckpointError, match="/nowhere"):
         Engine("/nowhere")
-    with pytest.raises(ConfigError, match="--api-key is empty"):
-        Engine(api_key="")
+    with pytest.raises(ConfigError, match="port is an option of the HTTP server"):
+        Engine(port=8000)
 
 
 def test_a_start_that_fails_raises_its_reason() -> None:

@@ -86,6 +86,9 @@ def test_an_unknown_flag_names_the_nearest() -> None:
         (["--max-total-tokens", "8"], "--page-size"),
         (["--max-running-requests", "0"], "--max-running-requests is 0"),
         (["--device", "cuda"], "--device"),
+        (["--api-key", ""], "--api-key is empty"),
+        (["--host", ""], "--host is empty"),
+        (["--watchdog-timeout-s", "nan"], "--watchdog-timeout-s is nan"),
     ],
 )
 def test_values_that_cannot_work_are_named(flags: list[str], words: str) -> None:

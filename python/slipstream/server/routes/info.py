@@ -1,13 +1,13 @@
 """GET /get_model_info and /get_server_info (and their newer names without get_)."""
 
 import dataclasses
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from slipstream import __version__
 from slipstream.config.options import LaunchOptions
 from slipstream.server.context import Context
 from slipstream.server.error_body import JSONResponse
@@ -42,7 +42,7 @@ async def get_server_info(request: Request, context: Context) -> Response:
     return JSONResponse(
         {
             **without_secrets(context.server_info()),
-            "version": version("slipstream"),
+            "version": __version__,
             "phase": state.phase,
             "startup_time": state.startup_s,
             "scheduler": scheduler,
