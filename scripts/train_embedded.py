@@ -1,9 +1,9 @@
 """Makes the small model that ships in `slipstream/embedded`, in stages that can run on different machines.
 
     corpus     here: read the standard library and installed packages, train the tokenizer, write token arrays
-    train      there: needs only torch, numpy and safetensors; writes params.json, consolidated.safetensors
+    train      there: needs torch, numpy and safetensors only; writes params.json and consolidated.safetensors
     evaluate   anywhere: both measurements on the exported bf16 weights
-    install    here: checkpoint, tokenizer, record and model card into one folder
+    install    here: put checkpoint, tokenizer, record and model card into one folder
 
 Run `python scripts/train_embedded.py STAGE --help` for the options of a stage.
 """
@@ -49,7 +49,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_install(args: argparse.Namespace) -> None:
     from embedded_training.card import install
 
-    install(args.corpus, args.checkpoint, args.out)
+    install(args.corpus, args.checkpoint, args.out, args.note)
 
 
 def main() -> None:
@@ -67,6 +67,7 @@ def main() -> None:
     install.add_argument("--corpus", type=Path, required=True)
     install.add_argument("--checkpoint", type=Path, required=True, help="must hold the measurements of `evaluate`")
     install.add_argument("--out", type=Path, required=True)
+    install.add_argument("--note", default="", help="what the card must say of these weights besides the measurements")
     install.set_defaults(run=run_install)
     args = parser.parse_args()
     args.run(args)
@@ -76,7 +77,7 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--packages", nargs="*", help="site-packages folders to read (default: this interpreter's)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--chat-rows", type=int, default=300_000)
+    parser.add_argument("--chat-rows", type=int, default=280_000)
     parser.add_argument("--dialogue-rows", type=int, default=4_000)
     parser.add_argument("--max-package-bytes", type=int, default=16_000_000)
     parser.set_defaults(run=run_corpus)

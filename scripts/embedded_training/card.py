@@ -13,6 +13,7 @@ import torch
 
 from embedded_training.evaluate import bits_per_byte, held_out_loss, scores
 from embedded_training.model import load_native
+from embedded_training.train import Recipe
 
 RECORD = "training.json"
 LOGGED_ROWS = 12
@@ -97,8 +98,11 @@ many phrasings, with and without a system prompt, in one and in many turns, with
     python scripts/train_embedded.py evaluate --corpus CORPUS --checkpoint CHECKPOINT
     python scripts/train_embedded.py install --corpus CORPUS --checkpoint CHECKPOINT --out python/slipstream/embedded
 
-The corpus depends on the exact Python and package versions above. `train` needs a GPU for this recipe; it runs on a CPU
-with `--device cpu` and smaller numbers. `scripts/eval_embedded.py` repeats both measurements through a running server.
+The corpus depends on the exact Python and package versions above. `train` needs a GPU for this recipe; it runs on a
+CPU with `--device cpu` and smaller numbers. `scripts/eval_embedded.py` repeats both measurements through a running
+server.
+
+{note}
 """
 
 
@@ -119,8 +123,11 @@ def measure(corpus: Path, checkpoint: Path, device: str, dtype: str) -> None:
     _write(checkpoint / "measurements.json", found)
 
 
-def install(corpus: Path, checkpoint: Path, out: Path) -> None:
-    """Copies the model's files to `out` and writes the record and the card from what the stages left behind."""
+def install(corpus: Path, checkpoint: Path, out: Path, note: str) -> None:
+    """Copies the model's files to `out`, writes the record and the card from what the stages left behind.
+
+    `note` says what a reader must know of these weights beyond the measurements; it may be empty.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for source in (checkpoint / "params.json", checkpoint / "consolidated.safetensors", corpus / "tekken.json"):
         shutil.copyfile(source, out / source.name)
@@ -129,6 +136,7 @@ def install(corpus: Path, checkpoint: Path, out: Path) -> None:
         **_read(corpus / "manifest.json"),
         "training": _read(checkpoint / RECORD),
         "measurements": _read(checkpoint / "measurements.json"),
+        "note": note,
     }
     _write(out / RECORD, record)
     (out / "README.md").write_text(model_card(record, out), encoding="utf-8")
@@ -144,7 +152,7 @@ def model_card(record: dict[str, Any], folder: Path) -> str:
     training, measured, held_out = record["training"], record["measurements"], record["held_out"]
     config = _read(folder / "tekken.json")["config"]
     params = _read(folder / "params.json")
-    return CARD.format(
+    text = CARD.format(
         tekken_version=config["version"],
         unknown=UNKNOWN_NAME,
         architecture=_table(("`params.json`", ""), params.items()),
@@ -173,8 +181,16 @@ def model_card(record: dict[str, Any], folder: Path) -> str:
         arrays=_rows((name, " x ".join(f"{n:,}" for n in shape)) for name, shape in record["arrays"].items()),
         sources=_rows(_source_rows(record)),
         seed=record["seed"],
-        train_flags="".join(f" --{k.replace('_', '-')} {v}" for k, v in training["recipe"].items()),
+        note=record["note"],
+        train_flags=_flags(training["recipe"]),
     )
+    return text.rstrip() + "\n"
+
+
+def _flags(recipe: dict[str, Any]) -> str:
+    """The options of `train` that give this recipe: those that differ from the defaults."""
+    differing = {k: v for k, v in recipe.items() if v != getattr(Recipe, k)}
+    return "".join(f" --{k.replace('_', '-')} {v}" for k, v in differing.items())
 
 
 def _log_rows(log: Sequence[dict[str, float]]) -> list[tuple[object, ...]]:

@@ -119,8 +119,19 @@ class SchedulerReady(msgspec.Struct, frozen=True, tag=True):
     worker: dict[str, Any]  # device, dtype, parameters, seconds: for display
 
 
+class Counters(msgspec.Struct):
+    """What the scheduler counts from the start of its process. Only the scheduler changes it."""
+
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_integrity_errors: int = 0
+
+
 class SchedulerStatus(msgspec.Struct, frozen=True, tag=True):
-    """Heartbeat, about once a second and whenever idle begins. Counters count from the start of the process."""
+    """Heartbeat, twice a second and whenever idle begins."""
 
     num_running: int
     num_waiting: int
@@ -128,12 +139,7 @@ class SchedulerStatus(msgspec.Struct, frozen=True, tag=True):
     num_pages_free: int
     num_pages_cached: int  # in the prefix tree and not used by a running request
     step_in_flight_s: float  # age of the oldest plan without a result; 0 when none
-    num_steps: int = 0
-    num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0
-    num_generated_tokens: int = 0
-    num_preemptions: int = 0
-    num_integrity_errors: int = 0
+    counters: Counters = msgspec.field(default_factory=Counters)
 
 
 FromServer = Generate | Tokenize | Detokenize | AbortRequest | FlushCache

@@ -10,6 +10,7 @@ scheduler counts rows and leaves tokens to the worker. A sequence that stopped m
 flight; its result is dropped, and its pages may be given out at once because plans execute in order.
 """
 
+import copy
 from collections import deque
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ from slipstream.messages.sampling import FinishReason, Logprob
 from slipstream.messages.to_scheduler import AddRequest, FinishChoice, FromTokenizer, SlotResult, StepResult
 from slipstream.messages.to_tokenizer import (
     AbortRequest,
+    Counters,
     FlushCache,
     FlushDone,
     FromScheduler,
@@ -29,7 +31,6 @@ from slipstream.messages.to_tokenizer import (
     TokenOutputs,
 )
 from slipstream.messages.to_worker import Plan
-from slipstream.scheduler.counters import Counters
 from slipstream.scheduler.plan_builder import PlanBuilder, Row, StepInFlight
 from slipstream.scheduler.sequence import Sequence
 
@@ -80,7 +81,7 @@ class Scheduler:
             num_pages_free=self._pages.num_free,
             num_pages_cached=self._pages.num_evictable,
             step_in_flight_s=self.oldest_step_age(now),
-            **self.counters.as_dict(),
+            counters=copy.copy(self.counters),
         )
 
     def take_outputs(self) -> list[FromScheduler]:

@@ -18,7 +18,7 @@ from slipstream.server.request_id import HEADER, choose_request_id
 access_log = get_logger("slipstream.server.access")
 log = get_logger(__name__)
 
-PROBES = {"/health", "/ready", "/metrics"}  # not in the access log while they succeed
+PROBES = {"/health", "/ready", "/metrics"}  # not in the access log, whether the server is ready or not
 CLIENT_GONE = 499  # what nginx calls it, for the log
 
 
@@ -80,7 +80,7 @@ class Border:
         await self._app(scope, receive, send)
 
     def _write_log(self, method: str, path: str, status: int, elapsed_s: float, request_id: str) -> None:
-        if path in PROBES and 200 <= status < 300:
+        if path in PROBES and (200 <= status < 300 or status == 503):
             return
         shown = path.encode("ascii", "backslashreplace").decode("ascii")[:200]
         access_log.info("%s %r %d %.3f s %s", method, shown, status, elapsed_s, request_id)

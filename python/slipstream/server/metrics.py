@@ -43,12 +43,18 @@ REPORTED = (
     Reported("kv_pages_cached", "gauge", "KV pages kept for later prompts only", lambda s: s.num_pages_cached),
     Reported("kv_page_use_ratio", "gauge", "Share of KV pages that running requests hold", _page_use),
     Reported("step_in_flight_seconds", "gauge", "Age of the oldest step in flight", lambda s: s.step_in_flight_s),
-    Reported("steps", "counter", "Steps executed", lambda s: s.num_steps),
-    Reported("prompt_tokens", "counter", "Prompt tokens of admitted requests", lambda s: s.num_prompt_tokens),
-    Reported("cached_tokens", "counter", "Prompt tokens found in the prefix cache", lambda s: s.num_cached_tokens),
-    Reported("generated_tokens", "counter", "Tokens generated", lambda s: s.num_generated_tokens),
-    Reported("preemptions", "counter", "Requests put back for lack of pages", lambda s: s.num_preemptions),
-    Reported("integrity_errors", "counter", "Breaches of page accounting, healed", lambda s: s.num_integrity_errors),
+    Reported("steps", "counter", "Steps executed", lambda s: s.counters.num_steps),
+    Reported(
+        "prompt_tokens", "counter", "Prompt tokens of requests, for each choice", lambda s: s.counters.num_prompt_tokens
+    ),
+    Reported(
+        "cached_tokens", "counter", "Prompt tokens found in the prefix cache", lambda s: s.counters.num_cached_tokens
+    ),
+    Reported("generated_tokens", "counter", "Tokens generated", lambda s: s.counters.num_generated_tokens),
+    Reported("preemptions", "counter", "Requests put back for lack of pages", lambda s: s.counters.num_preemptions),
+    Reported(
+        "integrity_errors", "counter", "Breaches of page accounting, healed", lambda s: s.counters.num_integrity_errors
+    ),
 )
 
 # name -> (help, label)

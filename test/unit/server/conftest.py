@@ -20,6 +20,7 @@ from slipstream.messages.to_server import Detokenized, TextOutput, TextOutputs, 
 from slipstream.messages.to_tokenizer import (
     AbortRequest,
     ChatPrompt,
+    Counters,
     Detokenize,
     FlushCache,
     FlushDone,
@@ -181,7 +182,7 @@ class Rig:
 
     def make_ready(self) -> None:
         self.state.handle(SchedulerReady(512, 32, 16, {"device": "cpu"}), time.monotonic())
-        self.state.handle(SchedulerStatus(1, 2, 32, 20, 4, 0.0, num_generated_tokens=99), time.monotonic())
+        self.state.handle(SchedulerStatus(1, 2, 32, 20, 4, 0.0, Counters(num_generated_tokens=99)), time.monotonic())
         self.state.ready(1.5)
 
 

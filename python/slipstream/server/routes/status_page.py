@@ -30,7 +30,7 @@ async def status_page(request: Request, context: Context) -> Response:
         rows += [
             ("running", str(status.num_running)),
             ("queued", str(status.num_waiting)),
-            ("tokens generated", f"{status.num_generated_tokens:,}"),
+            ("tokens generated", f"{status.counters.num_generated_tokens:,}"),
         ]
     return HTMLResponse(
         PAGE.format(
