@@ -207,7 +207,7 @@ def main(args: Sequence[str]) -> int:
     def start(dtype: str, *, in_process: bool) -> Engine:
         return Engine(options.model_path, in_process=in_process, device="cpu", dtype=dtype, log_level="warning")
 
-    measured: dict[tuple[str, bool], Times] = {}
+    measured: dict[tuple[Case, bool], Times] = {}
     with tempfile.TemporaryDirectory() as folder:
         convert(Path(spec.path), Path(folder))
         with start("float32", in_process=False) as engine:
@@ -218,7 +218,7 @@ def main(args: Sequence[str]) -> int:
             with start(dtype, in_process=in_process) as engine:
                 for case in CASES:
                     times = measure(case, engine, model, make_prompts, options)
-                    measured[case.name, in_process] = times
+                    measured[case, in_process] = times
                     print(f"{case.name}, {form(in_process)}: {times.ratio:.2f} times {case.other}", flush=True)
     show(measured, options.output_len)
     rows = to_results(measured, options, dtype, results.command_line("scripts/compare_transformers.py", args))
@@ -239,18 +239,15 @@ def threads(times: Times) -> str:
     return "1 thread" if num == 1 else f"{num} threads"
 
 
-def show(measured: dict[tuple[str, bool], Times], output_len: int) -> None:
+def show(measured: dict[tuple[Case, bool], Times], output_len: int) -> None:
     table = Table("case", "Slipstream runs as", "tok/s", "against", "tok/s", "ratio", "target")
-    for case in CASES:
-        for times, in_process in (
-            (measured[case.name, form], form) for form in (False, True) if (case.name, form) in measured
-        ):
-            ours, others = rates(case, output_len, times)
-            table.add_row(
-                case.name, form(in_process), f"{ours:.1f}", f"{case.other} ({threads(times)})",
-                f"{others:.1f}", f"{times.ratio:.2f}",
-                f">= {case.target}" if case.target and not in_process else "",
-            )  # fmt: skip
+    for (case, in_process), times in measured.items():
+        ours, others = rates(case, output_len, times)
+        table.add_row(
+            case.name, form(in_process), f"{ours:.1f}", f"{case.other} ({threads(times)})",
+            f"{others:.1f}", f"{times.ratio:.2f}",
+            f">= {case.target}" if case.target and not in_process else "",
+        )  # fmt: skip
     Console().print(table)
 
 
@@ -259,7 +256,7 @@ def form(in_process: bool) -> str:
 
 
 def to_results(
-    measured: dict[tuple[str, bool], Times], options: argparse.Namespace, dtype: str, command: str
+    measured: dict[tuple[Case, bool], Times], options: argparse.Namespace, dtype: str, command: str
 ) -> list[results.Result]:
     """One result for each case and form. Targets are for the form that is served."""
     commit, machine, today = results.current_commit(REPOSITORY), results.this_machine(), results.today()
@@ -269,20 +266,17 @@ def to_results(
     }  # fmt: skip
     setting = f"{dtype}, {options.threads} cores, in {options.input_len}, out {options.output_len}"
     rows = []
-    for case in CASES:
-        for times, in_process in (
-            (measured[case.name, form], form) for form in (False, True) if (case.name, form) in measured
-        ):
-            ours, others = rates(case, options.output_len, times)
-            peer = f"transformers {transformers.__version__} with {threads(times)}"
-            rows.append(results.Result(
-                date=today, commit=commit, machine=machine, command=command,
-                case=f"{case.name}, {form(in_process)}: tokens/s over {case.other} ({setting})",
-                value=round(times.ratio, 3), unit="x",
-                compared_with=f"{peer}: {others:.1f} tok/s, Slipstream: {ours:.1f}",
-                target=f">= {case.target}" if case.target is not None and not in_process else None,
-                details={"versions": versions, "ours_s": times.ours_s, "others_s": times.others_s},
-            ))  # fmt: skip
+    for (case, in_process), times in measured.items():
+        ours, others = rates(case, options.output_len, times)
+        peer = f"transformers {transformers.__version__} with {threads(times)}"
+        rows.append(results.Result(
+            date=today, commit=commit, machine=machine, command=command,
+            case=f"{case.name}, {form(in_process)}: tokens/s over {case.other} ({setting})",
+            value=round(times.ratio, 3), unit="x",
+            compared_with=f"{peer}: {others:.1f} tok/s, Slipstream: {ours:.1f}",
+            target=f">= {case.target}" if case.target is not None and not in_process else None,
+            details={"versions": versions, "ours_s": times.ours_s, "others_s": times.others_s},
+        ))  # fmt: skip
     return rows
 
 
