@@ -30,7 +30,10 @@ from embedded_training.docstrings import Item
 from embedded_training.evaluate import bits_per_byte
 from embedded_training.questions import DEFAULT_PHRASING, answers_rightly, ask, sampled_items
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "python" / "slipstream" / "embedded"
+from slipstream.bench import results
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+EMBEDDED = REPOSITORY / "python" / "slipstream" / "embedded"
 MAX_ANSWER_TOKENS = 128
 STARTUP_SECONDS = 300
 
@@ -155,15 +158,43 @@ def own_server(port: int) -> Iterator[str]:
         process.wait(timeout=60)
 
 
-def report(results: dict[str, Any]) -> str:
+def report(measured: dict[str, Any]) -> str:
     """The small table."""
-    recall, held_out = results["recall"], results["held_out"]
+    recall, held_out = measured["recall"], measured["held_out"]
     lines = [f"{'phrasing':40} {'right':>6} {'asked':>6}"]
     lines += [f"{r['phrasing']:40} {r['right']:6} {r['asked']:6}" for r in recall]
     lines.append("")
     lines.append(f"held-out source: {held_out['files']} files, {held_out['tokens']:,} tokens")
     lines.append(f"{held_out['nats_per_token']:.4f} nats per token, {held_out['bits_per_byte']:.4f} bits per byte")
     return "\n".join(lines)
+
+
+def to_results(measured: dict[str, Any]) -> list[results.Result]:
+    """The default phrasing's recall and the held-out loss as figures to keep, with the targets of this model."""
+    recall, held_out = measured["recall"][0], measured["held_out"]
+    figures = (
+        (
+            f"right first sentences, {recall['asked']} sampled questions",
+            recall["right"] / recall["asked"],
+            "",
+            ">= 0.95",
+        ),
+        (f"held-out source, {held_out['files']} files", held_out["nats_per_token"], "nats/token", "<= 2.6"),
+        (f"held-out source, {held_out['files']} files", held_out["bits_per_byte"], "bits/byte", None),
+    )
+    return [
+        results.Result(
+            date=results.today(),
+            commit=results.current_commit(REPOSITORY),
+            machine=results.this_machine(),
+            command="scripts/eval_embedded.py --start --record",
+            case=f"embedded model through the server: {case}",
+            value=value,
+            unit=unit,
+            target=target,
+        )
+        for case, value, unit, target in figures
+    ]
 
 
 def main() -> None:
@@ -178,6 +209,7 @@ def main() -> None:
     parser.add_argument("--api-key", default=os.environ.get("SLIPSTREAM_API_KEY"))
     parser.add_argument("--timeout-s", type=float, default=300.0, help="for one request")
     parser.add_argument("--output-json", type=Path)
+    parser.add_argument("--record", action="store_true", help="keep the figures in bench/results")
     args = parser.parse_args()
 
     record = json.loads((args.model / RECORD).read_text(encoding="utf-8"))
@@ -187,13 +219,15 @@ def main() -> None:
         print(f"NOT COMPARABLE with the model card: {difference}", file=sys.stderr)
     if args.start:
         with own_server(args.port) as url:
-            results = run(Server(url, args.api_key, args.timeout_s), args, record, library)
+            measured = run(Server(url, args.api_key, args.timeout_s), args, record, library)
     else:
-        results = run(Server(args.base_url, args.api_key, args.timeout_s), args, record, library)
-    results["differences"] = differing
-    print(report(results))
+        measured = run(Server(args.base_url, args.api_key, args.timeout_s), args, record, library)
+    measured["differences"] = differing
+    print(report(measured))
     if args.output_json:
-        args.output_json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        args.output_json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    if args.record:
+        results.append(REPOSITORY / "bench" / "results" / "embedded.jsonl", to_results(measured))
 
 
 def run(server: Server, args: argparse.Namespace, record: dict[str, Any], library: Library) -> dict[str, Any]:

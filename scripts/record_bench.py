@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         output = Path(folder) / "rows.json"
         code = slipstream(["bench", *arguments, "--output-json", str(output)])
         if code == 0:
-            command = results.command_line("slipstream bench", arguments)
+            command = results.command_line("slipstream", ["bench", *arguments])
             rows = to_results(arguments[0], json.loads(output.read_text()), command)
             results.append(REPOSITORY / "bench" / "results" / f"{arguments[0]}.jsonl", rows)
     return code
