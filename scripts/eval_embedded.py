@@ -29,7 +29,6 @@ from embedded_training.corpus import Library, held_out_windows, python_name, rea
 from embedded_training.docstrings import Item
 from embedded_training.evaluate import bits_per_byte
 from embedded_training.questions import DEFAULT_PHRASING, answers_rightly, ask, sampled_items
-
 from slipstream.bench import results
 
 REPOSITORY = Path(__file__).resolve().parent.parent
