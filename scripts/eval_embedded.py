@@ -179,7 +179,7 @@ def to_results(measured: dict[str, Any]) -> list[results.Result]:
             ">= 0.95",
         ),
         (f"held-out source, {held_out['files']} files", held_out["nats_per_token"], "nats/token", "<= 2.6"),
-        (f"held-out source, {held_out['files']} files", held_out["bits_per_byte"], "bits/byte", None),
+        (f"held-out source per byte, {held_out['files']} files", held_out["bits_per_byte"], "bits/byte", None),
     )
     return [
         results.Result(
