@@ -29,6 +29,9 @@ def expected_answer(prompt: list[int], sampling: SamplingParams, vocab_size: int
     return token_ids[len(prompt) :]
 
 
+GARBAGE = -1  # what a failing computation leaves in the cache
+
+
 @dataclass
 class Slot:
     request: NewRequest
@@ -44,7 +47,8 @@ class FakeWorker:
         self.kv: dict[tuple[int, int], int] = {}
         self.slots: dict[int, Slot] = {}
         self.num_steps = 0
-        self.poisoned_prompts: dict[tuple[int, ...], bool] = {}  # these fail; True: in any chunk, False: when sampling
+        # These prompts write garbage and fail: in the first chunk (True), or only when their last row samples (False).
+        self.poisoned_prompts: dict[tuple[int, ...], bool] = {}
 
     def step(self, plan: Plan) -> StepResult:
         assert plan.step == self.num_steps, "plans arrive in order"
@@ -82,10 +86,11 @@ class FakeWorker:
 
     def _row(self, slot: Slot) -> None:
         position = slot.num_rows
+        is_poisoned = self._prompt(slot) in self.poisoned_prompts
         for earlier in range(position):
             found = self.kv.get(self._place(slot, earlier))
-            assert found == slot.token_ids[earlier], f"position {earlier} holds {found}, not {slot.token_ids[earlier]}"
-        self.kv[self._place(slot, position)] = slot.token_ids[position]
+            assert is_poisoned or found == slot.token_ids[earlier], f"position {earlier} holds {found}"
+        self.kv[self._place(slot, position)] = GARBAGE if is_poisoned else slot.token_ids[position]
         slot.num_rows += 1
 
     def _place(self, slot: Slot, position: int) -> tuple[int, int]:

@@ -70,11 +70,10 @@ class PlanBuilder:
         self._take(sequence, Row(sequence, num_rows=1, samples=True))
 
     def drop(self, sequence: Sequence) -> None:
-        """Take back what this plan holds for a sequence that lost its slot."""
+        """Take back what this plan holds for a sequence that is about to lose its slot."""
         slot = sequence.slot
         row = self.rows.pop(slot) if slot in self.rows else None
         if row is not None:
-            sequence.num_planned -= row.num_rows
             sequence.num_in_flight -= 1
             sequence.num_sampling -= row.samples
         self.decode = [other for other in self.decode if other != slot]
