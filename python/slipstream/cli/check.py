@@ -1,20 +1,22 @@
 """`slipstream check`: what a checkpoint is, from its files and headers. No weights are read, torch is not loaded."""
 
-import dataclasses
 import json
 import math
 import sys
 from collections import Counter
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from slipstream.config.flags import AUTO, FlagParser
 from slipstream.errors import CheckpointError
 from slipstream.hf_transformers.embedded import embedded_path
 from slipstream.hf_transformers.inspect import inspect_checkpoint
 from slipstream.hf_transformers.spec import ModelSpec
+
+WIDTHS = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1,
+    "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # bytes of each dtype that safetensors headers name  # fmt: skip
+HEADER_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def main(args: list[str]) -> int:
@@ -44,16 +46,16 @@ def main(args: list[str]) -> int:
 
 def describe(spec: ModelSpec) -> dict[str, Any]:
     """The facts about a checkpoint, as plain data. Sizes in bytes; KV per token at the stored dtype."""
-    num_parameters = sum(math.prod(tensor.shape) for tensor in spec.tensors)
-    width = {"float32": 4}.get(spec.dtype, 2)
+    num_elements = {tensor.name: math.prod(tensor.shape) for tensor in spec.tensors}
+    width = WIDTHS[HEADER_NAMES[spec.dtype]]
     heads = spec.config["num_key_value_heads"] * spec.config["head_dim"]
     return {
         "path": spec.path,
         "layout": spec.layout,
         "architecture": spec.architecture,
         "dtype": spec.dtype,
-        "parameters": num_parameters,
-        "weight_bytes": num_parameters * width,
+        "parameters": sum(num_elements.values()),
+        "weight_bytes": sum(num_elements[tensor.name] * WIDTHS[tensor.dtype] for tensor in spec.tensors),
         "kv_bytes_per_token": 2 * spec.config["num_hidden_layers"] * heads * width,
         "context_length": spec.context_length,
         "vocab_size": spec.vocab_size,
@@ -66,8 +68,6 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print the facts as a table."""
-    table = Table("fact", "value", box=None)
+    """Print one fact a line."""
     for name, value in report.items():
-        table.add_row(name, json.dumps(value) if dataclasses.is_dataclass(value) else str(value))
-    Console(soft_wrap=True).print(table)
+        print(f"{name:20} {value}")

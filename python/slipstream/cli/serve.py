@@ -2,9 +2,6 @@
 
 import sys
 
-from rich.console import Console
-from rich.table import Table
-
 from slipstream.config.flags import FlagParser, add_flags, flag_name, from_namespace
 from slipstream.config.options import LaunchOptions
 from slipstream.config.resolve import Resolved
@@ -41,10 +38,12 @@ def main(args: list[str]) -> int:
 
 
 def print_config(resolved: Resolved) -> None:
-    """A table of flag, value and reason. Secrets are shown as ***."""
-    table = Table("flag", "value", "reason", box=None)
+    """One line for each flag: name, value, reason. Secrets are shown as ***."""
     secrets = {name for name, field in LaunchOptions.__dataclass_fields__.items() if field.metadata["secret"]}
-    for name, (value, reason) in sorted(resolved.reasons.items()):
-        shown = "***" if name in secrets and value is not None else str(value)
-        table.add_row(flag_name(name), shown, reason)
-    Console(soft_wrap=True).print(table)
+    lines = [
+        (flag_name(name), "***" if name in secrets and value is not None else str(value), reason)
+        for name, (value, reason) in sorted(resolved.reasons.items())
+    ]
+    flag_width, value_width = (max(len(line[column]) for line in lines) for column in (0, 1))
+    for flag, value, reason in lines:
+        print(f"{flag:{flag_width}}  {value:{value_width}}  {reason}")

@@ -1,0 +1,41 @@
+"""`slipstream check` says what is in a folder, from headers alone."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from slipstream.cli.check import main
+from slipstream.hf_transformers.embedded import embedded_path
+
+
+def test_sizes_are_those_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json"]) == 0
+    target = json.loads(capsys.readouterr().out)["target"]
+    weights = embedded_path() / "consolidated.safetensors"
+    with weights.open("rb") as file:
+        header_bytes = 8 + struct.unpack("<Q", file.read(8))[0]
+    assert target["weight_bytes"] == weights.stat().st_size - header_bytes
+    params = json.loads((embedded_path() / "params.json").read_text())
+    assert target["kv_bytes_per_token"] == params["n_layers"] * 2 * params["n_kv_heads"] * params["head_dim"] * 2
+    assert (target["layout"], target["problems"]) == ("mistral", [])
+
+
+def test_the_text_form_names_the_same_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "MistralForCausalLM" in out and "tekken.json" in out
+
+
+def test_every_problem_is_printed_and_the_exit_code_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(embedded_path(), folder)
+    params = json.loads((folder / "params.json").read_text())
+    (folder / "params.json").write_text(json.dumps({**params, "n_layers": -1, "n_head": 3}))
+    assert main(["--model-path", str(folder)]) == 1
+    problems = capsys.readouterr().err
+    assert "n_layers" in problems and "n_head" in problems
+    assert main(["--model-path", str(folder), "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["target"]["problems"]) >= 2
