@@ -12,10 +12,11 @@ from slipstream.hf_transformers.embedded import embedded_path
 from slipstream.hf_transformers.inspect import inspect_checkpoint
 from slipstream.hf_transformers.spec import ModelSpec
 
+# bytes of each dtype that safetensors headers name
 WIDTHS = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1,
-    "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
-}  # bytes of each dtype that safetensors headers name  # fmt: skip
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2, "I8": 1,
+    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
 HEADER_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
