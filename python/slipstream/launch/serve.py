@@ -57,8 +57,8 @@ class Server:
     def url(self) -> str:
         """Where clients reach this server."""
         host, port = self._socket.getsockname()[:2]
-        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-        return f"http://{shown}:{port}"
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
     async def serve(self) -> int:
         """Serve until a signal (0) or a failure (1)."""
