@@ -175,7 +175,7 @@ def to_results(measured: dict[str, Any]) -> list[results.Result]:
         (
             f"right first sentences, {recall['asked']} sampled questions",
             recall["right"] / recall["asked"],
-            "",
+            "of 1",
             ">= 0.95",
         ),
         (f"held-out source, {held_out['files']} files", held_out["nats_per_token"], "nats/token", "<= 2.6"),

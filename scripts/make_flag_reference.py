@@ -13,8 +13,8 @@ title: Flags of slipstream serve
 
 {/* Written by scripts/make_flag_reference.py; edit the fields in config/options.py instead. */}
 
-Every flag has the same name as a keyword of `slipstream.Engine`. `slipstream serve --print-config` shows what each one
-resolves to on your machine, and why.
+Flags without a star are also keywords of `slipstream.Engine`, by the same name; those with one are about the HTTP
+server alone. `slipstream serve --print-config` shows what each one resolves to on your machine, and why.
 
 | flag | default | what it does |
 |---|---|---|
@@ -28,7 +28,8 @@ def page() -> str:
         choices = field.metadata["choices"]
         default = "none" if field.default is None else field.default
         text = field.metadata["help"] + (f" (one of: {', '.join(choices)})" if choices else "")
-        rows.append(f"| `{flag_name(field.name)}` | `{default}` | {text} |\n")
+        star = " *" if field.metadata["server_only"] else ""
+        rows.append(f"| `{flag_name(field.name)}`{star} | `{default}` | {text} |\n")
     return HEAD + "".join(rows)
 
 

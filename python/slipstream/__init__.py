@@ -1,4 +1,4 @@
-"""Slipstream: a serving runtime for Mistral checkpoints, with speculative decoding at its core."""
+"""Slipstream: a serving runtime for Mistral checkpoints."""
 
 from typing import TYPE_CHECKING, Any
 

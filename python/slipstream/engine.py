@@ -8,6 +8,7 @@ with Engine() as engine:  # no model path: the small model that ships with Slips
 """
 
 import asyncio
+import difflib
 import itertools
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -73,18 +74,15 @@ class _Collected:
 
 
 class Engine:
-    """A model, loaded and ready. Options are those of `slipstream serve`, by their field names.
+    """A model, loaded and ready. Options are those of `slipstream serve` that are not about HTTP, by their field names.
 
     With `in_process` (the default) tokenizer, scheduler and worker share one background thread of this process;
     otherwise they are the same three processes as behind the server. Close the engine, or use it in a `with`.
     """
 
     def __init__(self, model_path: str | None = None, *, in_process: bool = True, **options: Any) -> None:
-        try:
-            launch = LaunchOptions(model_path=model_path, **options)
-        except TypeError as error:
-            raise ConfigError(f"Engine: {error}") from None
-        _refuse_server_options(options)
+        _check_names(options)
+        launch = LaunchOptions(model_path=model_path, **options)
         self.spec, self.resolved = prepare(launch)
         self._seeds = SeedSource(self.resolved.server.random_seed)
         self._rids = itertools.count()
@@ -272,9 +270,12 @@ def _check_logprobs(top_logprobs: int | None, prompt_logprobs_from: int | None) 
         )
 
 
-def _refuse_server_options(options: Mapping[str, Any]) -> None:
-    """An option that only the HTTP server reads would be ignored here: refuse it."""
+def _check_names(options: Mapping[str, Any]) -> None:
+    """Refuse unknown options, and those that only the HTTP server reads: they would be ignored here."""
     for name, value in options.items():
-        field = LaunchOptions.__dataclass_fields__[name]
+        field = LaunchOptions.__dataclass_fields__.get(name)
+        if field is None:
+            near = difflib.get_close_matches(name, LaunchOptions.__dataclass_fields__, n=1)
+            raise ConfigError(f"Engine has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         if field.metadata["server_only"] and value != field.default:
             raise ConfigError(f"Engine: {name} is an option of the HTTP server; leave it out")

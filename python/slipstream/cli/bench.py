@@ -256,12 +256,12 @@ def _add_shape_flags(parser: FlagParser, batch_sizes: list[int] | None) -> None:
     parser.add_argument("--input-len", type=whole_number, default=128, metavar="N", help="tokens of each prompt")
     parser.add_argument(
         "--output-len", type=whole_number, default=128, metavar="N",
-        help="tokens of each answer; with --questions the most",
+        help="tokens of each answer, or with a file of questions the most",
     )  # fmt: skip
 
 
 def _add_common_flags(parser: FlagParser, *, server: bool) -> None:
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the prompts and the arrivals")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random here")
     parser.add_argument("--output-json", metavar="FILE", help="write the figures as a JSON list of objects")
     group = parser.add_argument_group("server flags" if server else "engine flags")
     add_flags(group, LaunchOptions, server=server)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+from slipstream import __version__
 from slipstream.config.flags import FlagParser
 from slipstream.errors import SlipstreamError
 
@@ -41,6 +42,7 @@ def _stop_quietly() -> None:
 
 def _usage(args: list[str]) -> None:
     parser = FlagParser(prog="slipstream", description="A serving runtime for Mistral checkpoints.")
+    parser.add_argument("--version", action="version", version=f"slipstream {__version__}")
     parser.add_argument("command", choices=list(COMMANDS), help="; ".join(f"{k}: {v}" for k, v in COMMANDS.items()))
     parser.add_argument("arguments", nargs="*", help="see slipstream COMMAND --help")
     parser.parse_args(args or ["--help"])

@@ -58,10 +58,10 @@ class LaunchOptions:
         300.0, "a step that takes longer counts as hung and ends the server", minimum=0.1, server_only=True
     )
     drain_timeout_s: float = flag(
-        30.0, "on SIGTERM, how long running requests may go on", minimum=0.0, server_only=True
+        30.0, "on SIGTERM or Ctrl-C, how long running requests may go on", minimum=0.0, server_only=True
     )
     sse_keepalive_s: float = flag(15.0, "a silent stream gets a comment this often", minimum=0.1, server_only=True)
     max_request_bytes: int = flag(
         16 * 2**20, "largest request body", minimum=1024, maximum=128 * 2**20, server_only=True
     )
-    log_level: str = flag("info", "least severe log line to print", choices=LEVELS)
+    log_level: str = flag("info", "least severe log line to print once the server runs", choices=LEVELS)

@@ -84,7 +84,10 @@ def _list_files(folder: Path) -> list[str]:
     except NotADirectoryError:
         raise CheckpointError(str(folder), ["this is a file; --model-path takes the folder that holds it"]) from None
     except OSError as error:
-        raise CheckpointError(str(folder), [f"the folder cannot be read: {error.strerror}"]) from None
+        raise CheckpointError(
+            str(folder),
+            [f"the folder cannot be read: {error.strerror}; name a folder on this machine, nothing is downloaded"],
+        ) from None
 
 
 def _choose_layout(folder: Path, files: Sequence[str], load_format: str) -> Layout:

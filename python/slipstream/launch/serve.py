@@ -153,16 +153,13 @@ class Server:
             self._drain_until = now + self._config.drain_timeout_s
             self._state.drain()
             if self._client.num_requests:
-                self._display.line(
-                    f"stopping: {self._client.num_requests} requests may finish within "
-                    f"{self._config.drain_timeout_s:g} s"
-                )
+                self._display.line(f"stopping: requests in flight may finish within {self._config.drain_timeout_s:g} s")
         return not self._client.num_requests or now >= self._drain_until or self._interrupts > 1
 
     async def _cut_off(self) -> None:
         """Answer what still runs when the drain is over."""
         if self._client.num_requests:
-            self._display.line(f"{self._client.num_requests} requests were cut off")
+            self._display.line(f"cut off: {self._client.num_requests} in flight")
             self._client.fail_all(WorkerDied("the server is shutting down"))
             await asyncio.sleep(CUT_OFF_S)
 

@@ -35,7 +35,7 @@ def check_prompt_len(prompt_len: int, ready: SchedulerReady, param: str) -> None
     if prompt_len < limit:
         return
     if limit < ready.num_pages * ready.page_size:
-        where = "the context length; shorten the prompt, or start the server with a larger --context-length"
+        where = "the context length; shorten the prompt, or raise --context-length if the model was made for more"
     else:
         where = "the whole KV pool; shorten the prompt, or start the server with a larger --max-total-tokens"
     raise RequestError(

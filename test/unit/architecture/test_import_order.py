@@ -1,4 +1,4 @@
-"""A room imports only rooms below it. The order is that of the architecture page; the lowest comes first."""
+"""A room imports only rooms below it. The order is that of CONTRIBUTING.md; the lowest comes first."""
 
 import ast
 import subprocess
