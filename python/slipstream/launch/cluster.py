@@ -50,11 +50,6 @@ class Cluster:
         self._failure: str | None = None  # a child's own last words
         self._pump: asyncio.Task[None] | None = None
 
-    @property
-    def pids(self) -> dict[str, int]:
-        """Process ids by role."""
-        return {role: child.pid for role, child in self._children.items()}
-
     async def start(self) -> None:
         """Start all children; they report by messages."""
         self._pump = asyncio.create_task(self._receive())

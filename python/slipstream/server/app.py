@@ -1,7 +1,7 @@
 """The FastAPI application: the route table, with errors in OpenAI's form."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,8 +21,6 @@ from slipstream.server.routes.route import Route, check_gate
 from slipstream.server.routes.table import ROUTES
 from slipstream.server.seeds import SeedSource
 from slipstream.server.state import ServerState
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(

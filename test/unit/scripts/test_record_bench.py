@@ -1,9 +1,7 @@
 """Figures of a benchmark become results, one for each that was measured."""
 
-import runpy
-from pathlib import Path
+from support.scripts import load_script
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "record_bench.py"
 ROW = {
     "engine": "slipstream 0.1", "model": "m", "batch_size": 16, "input_len": 128.0, "output_len": 65.0, "ttft_s": 0.5,
     "tpot_ms": 2.5, "decode_tok_s": None,
@@ -11,7 +9,7 @@ ROW = {
 
 
 def test_measured_figures_are_kept_with_their_units() -> None:
-    found = runpy.run_path(str(SCRIPT))["to_results"]("one-batch", [ROW], "slipstream bench one-batch")
+    found = load_script("record_bench").to_results("one-batch", [ROW], "slipstream bench one-batch")
     assert [(result.case, result.value, result.unit) for result in found] == [
         ("one-batch, m, 16 at once, 128 tokens in, 65 out: ttft_s", 0.5, "s"),
         ("one-batch, m, 16 at once, 128 tokens in, 65 out: tpot_ms", 2.5, "ms"),
