@@ -11,11 +11,25 @@ from slipstream.attention.layer import AttentionLayer
 
 
 @dataclass(frozen=True)
+class Tree:
+    """Which of the last rows of each decode request a row sees, where these rows are a tree of drafts.
+
+    Request r's tree occupies the cache rows at `starts[r]` and after, one for each node. Its row j sees every position
+    before starts[r], and position starts[r] + t where visible[r, j, t]: its ancestors and itself. A node's distance
+    from the root is the number of nodes it sees less one; a window counts distances, not rows.
+    """
+
+    starts: tuple[int, ...]  # one for each decode request
+    visible: Tensor  # bool [num_decode, most rows of a request, most nodes of a tree]; False beyond a request's own
+
+
+@dataclass(frozen=True)
 class Layout:
     """The rows of one step, grouped by request: T rows of R requests, in the order of the requests.
 
-    The first `num_decode` requests have one row each. Row j of a request stands at position kv_len - num_rows + j and
-    attends to the positions up to its own: to all of them, or in a layer with a window to that many.
+    The first `num_decode` requests have few rows each: one, or one for each candidate too; the others are chunks of
+    prompts. Row j of a request stands at position kv_len - num_rows + j and attends to the positions up to its own: to
+    all of them, or in a layer with a window to that many. With a `tree` the rows of decode requests attend as it says.
 
     Example with page_size 4: a request that decodes at position 5 and one that prefills positions 0..2 give
     num_decode 1, num_rows (1, 3), kv_lens (6, 3), page_tables [[7, 2], [5, 0]] and kv_rows [9, 20, 21, 22]
@@ -28,6 +42,7 @@ class Layout:
     kv_lens_cpu: tuple[int, ...]  # R: the same on the host, or an upper bound where only the device knows
     page_tables: Tensor  # int32 [R, max pages]; unused entries are 0, the sink page
     kv_rows: Tensor  # int64 [T]: page * page_size + offset where each row's key and value go
+    tree: Tree | None = None  # None: every request is a chain
 
 
 class AttentionBackend(Protocol):

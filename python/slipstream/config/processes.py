@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from slipstream.config.drafting import DraftShape
 from slipstream.config.images import ImageFormat
 
 
@@ -51,6 +52,16 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class SchedulerDrafts:
+    """What the scheduler knows of the draft: sizes and needs, not what it is."""
+
+    shape: DraftShape
+    adaptive: bool  # choose the depth of every step; else it is always shape.depth
+    successor_depth: int  # KV of a token depends on so many tokens after it
+    has_kv: bool  # the draft keeps KV of its own, which is complete (warm) or not (cold)
+
+
+@dataclass(frozen=True)
 class SchedulerConfig:
     """The scheduler process. The number of pages is measured by the worker and arrives as WorkerReady."""
 
@@ -61,6 +72,23 @@ class SchedulerConfig:
     prefix_cache: bool
     max_steps_in_flight: int  # 2 overlaps planning with the step before
     log_level: str
+    drafts: SchedulerDrafts | None = None  # None: no speculation
+
+
+@dataclass(frozen=True)
+class WorkerDrafts:
+    """Who drafts, and how drafts are accepted."""
+
+    algorithm: str  # key of speculative/: "EAGLE" | "NGRAM"
+    shape: DraftShape
+    max_steps_in_flight: int
+    model_path: str | None = None  # a folder; None: the algorithm needs no model
+    load_format: str = "auto"
+    rejection_sampling: bool = False
+    simulated_length: float | None = None  # mean acceptance length to pretend
+    simulated_pattern: tuple[int, ...] = ()  # accepted drafts of each verify step in turn, to pretend
+    ngram_min: int = 2  # shortest and longest run of tokens that is looked up
+    ngram_max: int = 5
 
 
 @dataclass(frozen=True)
@@ -81,3 +109,4 @@ class WorkerConfig:
     page_size: int
     random_seed: int
     log_level: str
+    drafts: WorkerDrafts | None = None  # None: no speculation

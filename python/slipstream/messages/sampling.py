@@ -24,6 +24,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     stop_token_ids: tuple[int, ...] = ()  # the end-of-sequence ids among them, unless ignore_eos
     top_logprobs: int | None = None  # None: no logprobs; n: the chosen token's and the n likeliest
     prompt_logprobs_from: int | None = None  # position of the first prompt token whose logprob is wanted
+    max_draft_tokens: int | None = None  # longest path of drafts in one step; None: no limit, 0: no speculation at all
+    accept_cap: int | None = None  # for measuring: so many drafts of a step are accepted at most, whatever they are
 
 
 class Logprob(msgspec.Struct, frozen=True, array_like=True):
@@ -39,3 +41,22 @@ class FinishReason(msgspec.Struct, frozen=True, array_like=True):
 
     type: str  # "stop" | "length" | "abort"
     matched: int | str | None = None
+
+
+class DraftStats(msgspec.Struct, frozen=True, array_like=True):
+    """What speculation has done for one choice so far, counted in verify steps: steps with at least one draft.
+
+    accepted[i] is the number of verify steps of which i drafts were accepted and kept. Drafts after a stop do not count
+    as accepted.
+    """
+
+    num_draft_tokens: int
+    accepted: tuple[int, ...]
+
+    @property
+    def num_verify(self) -> int:
+        return sum(self.accepted)
+
+    @property
+    def num_accepted(self) -> int:
+        return sum(count * steps for count, steps in enumerate(self.accepted))

@@ -36,7 +36,8 @@ class WorkerReady(msgspec.Struct, frozen=True, tag=True):
 class SlotResult(msgspec.Struct, frozen=True, array_like=True):
     """What one slot got from one step: committed token ids, or an error that ends this request alone.
 
-    A prefill chunk that is not the last of its prompt commits no token.
+    A decode slot commits the accepted drafts and the bonus token; a prefill chunk that is not the last of its prompt
+    commits no token. `num_drafts` is the number of drafts that were verified.
     """
 
     slot: int
@@ -44,6 +45,7 @@ class SlotResult(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[Logprob] | None = None
     prompt_logprobs: list[Logprob] | None = None  # of this chunk's rows
     error: str | None = None
+    num_drafts: int = 0
 
 
 class StepResult(msgspec.Struct, frozen=True, tag=True):

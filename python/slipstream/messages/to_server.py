@@ -2,7 +2,7 @@
 
 import msgspec
 
-from slipstream.messages.sampling import FinishReason
+from slipstream.messages.sampling import DraftStats, FinishReason
 from slipstream.messages.to_tokenizer import FlushDone, RequestFailed, SchedulerReady, SchedulerStatus
 
 
@@ -33,6 +33,7 @@ class TextOutput(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: list[TokenText] | None = None  # with the first output, if asked for
     prompt_text: str | None = None  # with the first output, if echo
     prompt_token_ids: list[int] | None = None  # likewise
+    drafts: DraftStats | None = None  # up to this output; None: nothing was drafted for this choice
 
 
 class TextOutputs(msgspec.Struct, frozen=True, tag=True):

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from slipstream.messages.sampling import FinishReason, Logprob, SamplingParams
+from slipstream.messages.sampling import DraftStats, FinishReason, Logprob, SamplingParams
 
 
 class TextPrompt(msgspec.Struct, frozen=True, tag=True):
@@ -70,9 +70,10 @@ class AbortRequest(msgspec.Struct, frozen=True, tag=True):
 
 
 class FlushCache(msgspec.Struct, frozen=True, tag=True):
-    """Forget all cached prefixes; refused while requests run."""
+    """Forget all cached prefixes; refused while requests run. With `counters`, forget what was counted as well."""
 
     rid: str
+    counters: bool = False
 
 
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
@@ -86,6 +87,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     finish: FinishReason | None = None
     logprobs: list[Logprob] | None = None  # one for each token id
     prompt_logprobs: list[Logprob] | None = None  # from prompt_logprobs_from on, with the first output only
+    drafts: DraftStats | None = None  # up to this output; None: nothing was drafted for this choice
 
 
 class TokenOutputs(msgspec.Struct, frozen=True, tag=True):
@@ -129,6 +131,10 @@ class Counters(msgspec.Struct):
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     num_integrity_errors: int = 0
+    num_drafts: int = 0  # verify steps: of one choice, with at least one draft
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_accepted_per_position: list[int] = []  # [i]: verify steps of which more than i drafts were accepted
 
 
 class SchedulerStatus(msgspec.Struct, frozen=True, tag=True):
@@ -141,6 +147,7 @@ class SchedulerStatus(msgspec.Struct, frozen=True, tag=True):
     num_pages_cached: int  # in the prefix tree and not used by a running request
     step_in_flight_s: float  # age of the oldest plan without a result; 0 when none
     counters: Counters = msgspec.field(default_factory=Counters)
+    draft_depth: int | None = None  # longest path of drafts in the steps of now; None: served without drafts
 
 
 FromServer = Generate | Tokenize | Detokenize | AbortRequest | FlushCache

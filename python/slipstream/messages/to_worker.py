@@ -19,6 +19,7 @@ class NewRequest(msgspec.Struct, frozen=True, array_like=True):
     pages: list[int]
     num_cached: int
     images: list[ImageInput] = []  # those with a token at or after num_cached
+    warm: bool = False  # the draft follows this slot: its KV is complete up to num_cached and is to be kept so
 
 
 class PrefillChunk(msgspec.Struct, frozen=True, array_like=True):
@@ -41,7 +42,9 @@ class Plan(msgspec.Struct, frozen=True, tag=True):
     new: list[NewRequest] = []
     pages: list[tuple[int, list[int]]] = []  # (slot, page ids appended to its table)
     chunks: list[PrefillChunk] = []
-    decode: list[int] = []  # slots that compute one row: their last sampled token
+    decode: list[int] = []  # slots that compute their last sampled token and the drafts after it
+    draft_depths: dict[int, int] = {}  # slot of `decode` -> longest path of drafts to verify; none for the others
+    cold: list[int] = []  # slots that the draft follows no longer, from this step on
 
 
 ToWorker = Plan

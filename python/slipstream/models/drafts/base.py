@@ -1,0 +1,33 @@
+"""What a speculator asks of a draft model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from slipstream.attention.base import AttentionBackend
+from slipstream.weights.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class DraftOutput:
+    """Two views of a draft's last hidden states, both [T, D]; for some drafts they are the same tensor."""
+
+    logits_hidden: Tensor  # what the head reads
+    feedback_hidden: Tensor  # what the next row takes in the place of the target's hidden state
+
+
+class DraftModel(Protocol):
+    """A small decoder beside a target. `config` is DrafterSpec.config; nothing of the target's is read or changed."""
+
+    def __init__(self, config: Mapping[str, Any], parameters: Parameters, device: torch.device) -> None:
+        """`parameters` are those of the draft architecture's ModelTables."""
+
+    def forward(self, x: Tensor, hidden: Tensor, positions: Tensor, attention: AttentionBackend) -> DraftOutput:
+        """`x` [T, D] are embedded tokens, `hidden` [T, D] the hidden states of the tokens before them: the target's, or
+        the draft's own feedback. `positions` int64 [T] are those of the hidden states. `attention` is planned for these
+        rows.
+        """
+        ...
