@@ -196,7 +196,8 @@ def main(args: Sequence[str]) -> int:
     use_cores(options.threads)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    spec, resolved = prepare(LaunchOptions(model_path=options.model_path, device="cpu", dtype=options.dtype))
+    prepared = prepare(LaunchOptions(model_path=options.model_path, device="cpu", dtype=options.dtype))
+    spec, resolved = prepared.spec, prepared.resolved
     token_ids = ordinary_token_ids(load_tokenizer(resolved.tokenizer))
     dtype = resolved.worker.dtype
     rng = random.Random(options.seed)

@@ -5,6 +5,9 @@
     evaluate   anywhere: both measurements on the exported bf16 weights
     install    here: put checkpoint, tokenizer, record and model card into one folder
 
+    draft             there: train an EAGLE draft on a finished target (`--draft` is the same)
+    evaluate-draft    anywhere: acceptance length of a target and its draft
+
 Run `python scripts/train_embedded.py STAGE --help` for the options of a stage.
 """
 
@@ -14,8 +17,11 @@ import argparse
 import dataclasses
 import math
 import site
+import sys
 import warnings
 from pathlib import Path
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "python" / "slipstream" / "embedded"
 
 MODEL_SHAPE = {
     "dim": 192, "n_layers": 16, "head_dim": 64, "hidden_dim": 512, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5,
@@ -52,6 +58,22 @@ def run_install(args: argparse.Namespace) -> None:
     install(args.corpus, args.checkpoint, args.out, args.note)
 
 
+def run_draft(args: argparse.Namespace) -> None:
+    from embedded_training.draft_stages import RowSizes, train_on_corpus
+    from embedded_training.draft_train import DraftRecipe
+
+    recipe = DraftRecipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(DraftRecipe)})
+    sizes = RowSizes(**{f.name: getattr(args, f.name) for f in dataclasses.fields(RowSizes)})
+    size = (args.n_layers, args.hidden_dim)
+    train_on_corpus(args.target, args.corpus, args.out, size, sizes, recipe, args.device)
+
+
+def run_evaluate_draft(args: argparse.Namespace) -> None:
+    from embedded_training.draft_stages import measure_draft
+
+    measure_draft(args.target, args.checkpoint, args.corpus, args.device, args.dtype, args.limit)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = parser.add_subparsers(required=True, metavar="STAGE")
@@ -69,7 +91,9 @@ def main() -> None:
     install.add_argument("--out", type=Path, required=True)
     install.add_argument("--note", default="", help="what the card must say of these weights besides the measurements")
     install.set_defaults(run=run_install)
-    args = parser.parse_args()
+    _add_draft(stages.add_parser("draft", help="train an EAGLE draft for a target"))
+    _add_evaluate_draft(stages.add_parser("evaluate-draft", help="measure a draft's acceptance length"))
+    args = parser.parse_args(["draft" if argument == "--draft" else argument for argument in sys.argv[1:]])
     args.run(args)
 
 
@@ -96,6 +120,31 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         kind = (lambda text: text == "true") if isinstance(default, bool) else type(default)
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default)
     parser.set_defaults(run=run_train)
+
+
+def _add_draft(parser: argparse.ArgumentParser) -> None:
+    from embedded_training.draft_stages import RowSizes
+    from embedded_training.draft_train import DraftRecipe
+
+    parser.add_argument("--target", type=Path, default=EMBEDDED, help="folder of the target")
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--n-layers", type=int, default=2)
+    parser.add_argument("--hidden-dim", type=int, default=1472)
+    for field in (*dataclasses.fields(DraftRecipe), *dataclasses.fields(RowSizes)):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    parser.set_defaults(run=run_draft)
+
+
+def _add_evaluate_draft(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", type=Path, default=EMBEDDED, help="folder of the target")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the draft")
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="arithmetic, not storage")
+    parser.add_argument("--limit", type=int, help="measure on fewer prompts of each kind")
+    parser.set_defaults(run=run_evaluate_draft)
 
 
 if __name__ == "__main__":

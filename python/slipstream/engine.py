@@ -85,7 +85,8 @@ class Engine:
     def __init__(self, model_path: str | None = None, *, in_process: bool = True, **options: Any) -> None:
         _check_names(options)
         launch = LaunchOptions(model_path=model_path, **options)
-        self.spec, self.resolved = prepare(launch)
+        prepared = prepare(launch)
+        self.spec, self.resolved = prepared.spec, prepared.resolved
         self._seeds = SeedSource(self.resolved.server.random_seed)
         self._rids = itertools.count()
         self._loop = asyncio.new_event_loop()

@@ -101,13 +101,13 @@ class EmbeddedModel(nn.Module):
         self.norm = nn.Parameter(torch.ones(dim))
         self.attention_norm = nn.Parameter(torch.ones(layers, dim))
         self.ffn_norm = nn.Parameter(torch.ones(layers, dim))
-        self.wq = _matrices(layers, q_dim, dim)
-        self.wk = _matrices(layers, kv_dim, dim)
-        self.wv = _matrices(layers, kv_dim, dim)
-        self.wo = _matrices(layers, dim, q_dim, out_scale)
-        self.w1 = _matrices(layers, hidden, dim)
-        self.w2 = _matrices(layers, dim, hidden, out_scale)
-        self.w3 = _matrices(layers, hidden, dim)
+        self.wq = random_matrices(layers, q_dim, dim)
+        self.wk = random_matrices(layers, kv_dim, dim)
+        self.wv = random_matrices(layers, kv_dim, dim)
+        self.wo = random_matrices(layers, dim, q_dim, out_scale)
+        self.w1 = random_matrices(layers, hidden, dim)
+        self.w2 = random_matrices(layers, dim, hidden, out_scale)
+        self.w3 = random_matrices(layers, hidden, dim)
         cos, sin = rope_tables(shape)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -142,7 +142,7 @@ class EmbeddedModel(nn.Module):
         return F.linear(normed, self.tok_embeddings.to(self.compute_dtype)).float()
 
 
-def _matrices(layers: int, rows: int, columns: int, scale: float = 1.0) -> nn.Parameter:
+def random_matrices(layers: int, rows: int, columns: int, scale: float = 1.0) -> nn.Parameter:
     return nn.Parameter(torch.randn(layers, rows, columns) * scale * columns**-0.5)
 
 

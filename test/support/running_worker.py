@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from slipstream.config.processes import WorkerConfig
-from slipstream.hf_transformers.inspect import inspect_checkpoint
+from slipstream.hf_transformers.inspect import inspect_checkpoint, inspect_draft
 from slipstream.messages.sampling import SamplingParams
 from slipstream.messages.to_scheduler import SlotResult, StepResult
 from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
+from slipstream.worker.build import build_worker
 from slipstream.worker.worker import Worker
 
 GREEDY = SamplingParams(max_new_tokens=64, seed=0, temperature=0.0)
@@ -35,9 +36,13 @@ def worker_config(path: Path | str, **changes: Any) -> WorkerConfig:
 
 
 def load_worker(path: Path | str, **changes: Any) -> Worker:
+    """With `drafts` in `changes`, the draft in its model_path is loaded as well."""
     config = worker_config(path, **changes)
     spec = inspect_checkpoint(str(path), config.load_format, needs_tokenizer=False)
-    return Worker.load(config, spec, lambda done, total: None)
+    draft = None
+    if config.drafts is not None and config.drafts.model_path is not None:
+        draft = inspect_draft(config.drafts.model_path, config.drafts.load_format)
+    return build_worker(config, spec, draft, lambda done, total: None)
 
 
 class Driver:
@@ -62,10 +67,11 @@ class Driver:
         num_cached: int = 0,
         sampling: SamplingParams = GREEDY,
         chunk: int = 10_000,
+        warm: bool = False,
         **plan: Any,
     ) -> list[SlotResult]:
         """Enter a request and compute its prompt in chunks of at most `chunk` tokens; the result of each."""
-        new = NewRequest(slot, list(prompt), len(prompt), sampling, list(pages), num_cached)
+        new = NewRequest(slot, list(prompt), len(prompt), sampling, list(pages), num_cached, warm=warm)
         results = []
         for start in range(num_cached, len(prompt), chunk):
             length = min(chunk, len(prompt) - start)

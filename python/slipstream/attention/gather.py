@@ -5,30 +5,35 @@ Sizes come from Layout.kv_lens_cpu, which must be exact here, not an upper bound
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from slipstream.attention.base import Layout
+from slipstream.attention.masks import causal_mask, tree_mask
 
-_MAX_MASK_ELEMENTS = 2**23  # of a chunk's mask: bounds its memory to 32 MiB in fp32
+_MAX_MASK_ELEMENTS = 2**23  # of one mask: bounds its memory to 32 MiB in fp32
 _MIN_WINDOW_ROWS = 256  # rows of a chunk that share a window's keys: fewer would make too many small products
 _FREE_PADDING = 2048  # padded tokens that cost less than one more call
 
 
 @dataclass(frozen=True)
 class DecodeGroup:
-    """Requests with one row each that are padded to one length L."""
+    """B requests padded to one number of rows M and one length L."""
 
-    rows: Tensor | None  # int64 [B] of the step's rows; None: the first B
+    rows: Tensor | None  # int64 [B * M] of the step's rows, a request's last one repeated; None: the first B * M
     gather: Tensor  # int64 [B * L] cache rows
-    mask: Tensor | None  # [B, 1, 1, L] added to the scores; None: no padding
-    size: int
+    mask: Tensor | None  # [B, 1, 1 or M * heads of a KV head, L] added to the scores; None: nothing is masked
+    size: int  # B
+    num_rows: int = 1  # M
+    kept: Tensor | None = None  # int64: which of the B * M rows are no padding; None: all
+    targets: Tensor | None = None  # int64: the step's rows that these are; None: the first ones
 
 
 @dataclass(frozen=True)
 class ChunkBlock:
-    """Consecutive rows of one request."""
+    """Consecutive rows of one request, a chunk or too large for a group."""
 
     begin: int  # rows [begin, end) of the step
     end: int
@@ -44,6 +49,18 @@ class Gather:
     chunks: list[ChunkBlock]
 
 
+@dataclass(frozen=True)
+class _Span:
+    """A decode request's rows [begin, begin + num_rows) of the step and what it reads: positions [low, end)."""
+
+    request: int
+    begin: int
+    num_rows: int
+    low: int
+    end: int
+    start: int  # position of its first row, or of its tree's first node
+
+
 class GatherPlanner:
     """Plans for caches with pages of `page_size`; masks have `dtype`, that of the queries."""
 
@@ -52,15 +69,20 @@ class GatherPlanner:
         self._dtype = dtype
         self._offsets = torch.arange(page_size, device=device)
 
-    def plan(self, layout: Layout, window: int | None) -> Gather:
-        """What a step reads where every row sees its last `window` positions; None: all of them."""
-        decode = []
-        if layout.num_decode:
+    def plan(self, layout: Layout, window: int | None, heads_per_kv: int = 1) -> Gather:
+        """What a step reads where every row sees its last `window` positions; None: all of them.
+
+        `heads_per_kv` query heads share a KV head: that many rows of a mask are equal.
+        """
+        decode: list[DecodeGroup] = []
+        chunks: list[ChunkBlock] = []
+        if layout.num_decode and has_one_row_each(layout):
             lens = layout.kv_lens_cpu[: layout.num_decode]
             groups = group_by_length(lens if window is None else [min(length, window) for length in lens])
             decode = [self._plan_decode(layout, members, len(groups) == 1, window) for members in groups]
-        chunks: list[ChunkBlock] = []
-        begin = layout.num_decode
+        elif layout.num_decode:
+            decode, chunks = self._plan_rows(layout, window, heads_per_kv)
+        begin = sum(layout.num_rows[: layout.num_decode])
         for request in range(layout.num_decode, len(layout.num_rows)):
             chunks.extend(self._plan_chunk(layout, request, begin, window))
             begin += layout.num_rows[request]
@@ -84,14 +106,75 @@ class GatherPlanner:
             gather = self._cache_rows_from(tables, first, window)
             lens = lens - first
         if min(lens_cpu) >= longest:
-            return DecodeGroup(rows, gather.reshape(-1), None, len(members))
+            return DecodeGroup(rows, gather.reshape(-1), None, len(members), targets=rows)
         is_padding = torch.arange(longest, device=gather.device) >= lens.unsqueeze(1)
         # Padding reads the request's own first row. Any other row, even the sink, might hold another request's NaN,
         # and a NaN times the weight 0 of a masked position is a NaN.
         gather = torch.where(is_padding, gather[:, :1], gather)
         mask = torch.zeros(is_padding.shape, dtype=self._dtype, device=gather.device)
         mask.masked_fill_(is_padding, float("-inf"))
-        return DecodeGroup(rows, gather.view(-1), mask[:, None, None], len(members))
+        return DecodeGroup(rows, gather.view(-1), mask[:, None, None], len(members), targets=rows)
+
+    def _plan_rows(
+        self, layout: Layout, window: int | None, heads_per_kv: int
+    ) -> tuple[list[DecodeGroup], list[ChunkBlock]]:
+        """Decode requests of which some have several rows or a tree."""
+        spans = _spans(layout, window)
+        lens = [span.end - span.low for span in spans]
+        groups: list[DecodeGroup] = []
+        blocks: list[ChunkBlock] = []
+        for members in group_by_length(lens):
+            most = max(spans[member].num_rows for member in members)
+            size = _MAX_MASK_ELEMENTS // (most * heads_per_kv * max(lens[member] for member in members))
+            if size == 0:
+                blocks.extend(self._plan_block(layout, spans[member], window) for member in members)
+            else:
+                for first in range(0, len(members), size):
+                    part = [spans[member] for member in members[first : first + size]]
+                    groups.append(self._plan_group(layout, part, window, heads_per_kv))
+        return groups, blocks
+
+    def _plan_group(self, layout: Layout, spans: list[_Span], window: int | None, heads_per_kv: int) -> DecodeGroup:
+        gather, mask = self._read(layout, spans, window)
+        size, most, longest = mask.shape
+        if most > 1 and heads_per_kv > 1:
+            mask = mask.unsqueeze(2).expand(-1, -1, heads_per_kv, -1).reshape(size, -1, longest)
+        are_all, is_ragged = size == layout.num_decode, any(span.num_rows < most for span in spans)
+        rows = kept = targets = None
+        if is_ragged or not are_all:
+            padded = [span.begin + min(row, span.num_rows - 1) for span in spans for row in range(most)]
+            rows = targets = torch.tensor(padded, device=gather.device)
+        if is_ragged:
+            own = [index * most + row for index, span in enumerate(spans) for row in range(span.num_rows)]
+            kept = torch.tensor(own, device=gather.device)
+            targets = rows.index_select(0, kept) if rows is not None else None
+        return DecodeGroup(rows, gather.view(-1), mask.unsqueeze(1), size, most, kept, None if are_all else targets)
+
+    def _plan_block(self, layout: Layout, span: _Span, window: int | None) -> ChunkBlock:
+        gather, mask = self._read(layout, [span], window)
+        return ChunkBlock(span.begin, span.begin + span.num_rows, gather.view(-1), mask[0])
+
+    def _read(self, layout: Layout, spans: list[_Span], window: int | None) -> tuple[Tensor, Tensor]:
+        """Cache rows, int64 [B, L], and what is added to the scores of the requests' rows, [B, M, L]."""
+        device = self._offsets.device
+        values = [(span.request, span.num_rows - 1, span.low, span.end, span.start) for span in spans]
+        requests, last_rows, lows, ends, starts = torch.tensor(values, device=device).unsqueeze(2).unbind(1)
+        tables = layout.page_tables.index_select(0, requests.view(-1))
+        positions = lows + torch.arange(max(span.end - span.low for span in spans), device=device)
+        rows = torch.arange(max(span.num_rows for span in spans), device=device).minimum(last_rows)
+        if layout.tree is None:
+            visible = causal_mask(positions, starts + rows, window)
+        else:
+            visible = tree_mask(layout.tree.visible[requests, rows], positions - starts, window)
+        if any(span.low for span in spans):
+            gather = self._cache_rows_from(tables, lows.view(-1), positions.shape[1])
+        else:
+            gather = self._cache_rows(tables, positions.shape[1])
+        # As above: what may be another request's is not read, here also the sink, where drafts beyond a request's
+        # pages were written.
+        gather = torch.where((positions >= ends) | (gather < self._page_size), gather[:, :1], gather)
+        mask = torch.zeros(visible.shape, dtype=self._dtype, device=device)
+        return gather, mask.masked_fill_(visible.logical_not_(), float("-inf"))
 
     def _plan_chunk(self, layout: Layout, request: int, begin: int, window: int | None) -> list[ChunkBlock]:
         num_rows, kv_len = layout.num_rows[request], layout.kv_lens_cpu[request]
@@ -133,6 +216,24 @@ class GatherPlanner:
         # positions beyond a request's end are padding, which may lie beyond the table
         pages = tables.gather(1, columns.clamp(max=tables.shape[1] - 1)).long()
         return pages * self._page_size + (positions - columns * self._page_size)
+
+
+def has_one_row_each(layout: Layout) -> bool:
+    """Does every decode request have just its bonus token's row, with nothing but a chain before it?"""
+    return layout.tree is None and all(count == 1 for count in layout.num_rows[: layout.num_decode])
+
+
+def _spans(layout: Layout, window: int | None) -> list[_Span]:
+    """The decode requests; with a window they read from where a row at their start sees."""
+    num_rows, ends = layout.num_rows[: layout.num_decode], layout.kv_lens_cpu[: layout.num_decode]
+    firsts = tuple(end - count for end, count in zip(ends, num_rows, strict=True))
+    starts = firsts if layout.tree is None else layout.tree.starts
+    assert all(map(int.__le__, starts, firsts)), f"trees start at {starts}, beyond their first rows at {firsts}"
+    lows = [0 if window is None else max(start - window + 1, 0) for start in starts]
+    begins = accumulate(num_rows[:-1], initial=0)
+    return [
+        _Span(request, *span) for request, span in enumerate(zip(begins, num_rows, lows, ends, starts, strict=True))
+    ]
 
 
 def rows_per_block(kv_len: int, window: int) -> int:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slipstream.attention.base import Layout
-from slipstream.attention.gather import ChunkBlock, DecodeGroup, Gather, GatherPlanner
+from slipstream.attention.gather import ChunkBlock, DecodeGroup, Gather, GatherPlanner, has_one_row_each
 from slipstream.attention.layer import AttentionLayer
 
 
@@ -42,8 +42,10 @@ class TorchNativeAttention:
         self._num_rows = sum(layout.num_rows)
         longest = max(layout.kv_lens_cpu)
         limits = {window: None if window is None or window >= longest else window for window in self._windows}
-        gathers = {limit: self._planner.plan(layout, limit) for limit in dict.fromkeys(limits.values())}
-        self._gathers = [gathers[limits[layer.window]] for layer in self._layers]
+        one_row = has_one_row_each(layout)
+        keys = [(limits[layer.window], 1 if one_row else layer.num_heads // layer.num_kv_heads) for layer in self._layers]
+        gathers = {key: self._planner.plan(layout, *key) for key in dict.fromkeys(keys)}
+        self._gathers = [gathers[key] for key in keys]
 
     def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor | None) -> Tensor:
         """See AttentionBackend.run."""
@@ -55,10 +57,12 @@ class TorchNativeAttention:
             return self._run_decode(layer, q, gather.decode[0])
         out = q.new_empty(self._num_rows, q.shape[1] * self._layers[layer].value_dim)
         for group in gather.decode:
-            if group.rows is None:
-                out[: group.size] = self._run_decode(layer, q[: group.size], group)
+            own = q[: group.size * group.num_rows] if group.rows is None else q
+            attended = self._run_decode(layer, own, group)
+            if group.targets is None:
+                out[: attended.shape[0]] = attended
             else:
-                out.index_copy_(0, group.rows, self._run_decode(layer, q.index_select(0, group.rows), group))
+                out.index_copy_(0, group.targets, attended)
         for block in gather.chunks:
             out[block.begin : block.end] = self._run_chunk(layer, q[block.begin : block.end], block)
         return out
@@ -68,11 +72,20 @@ class TorchNativeAttention:
         spec = self._layers[layer]
         kv = self._caches[layer].index_select(0, group.gather)
         parts = kv.view(group.size, -1, *self._token_shapes[layer]).permute(2, 0, 3, 1, 4).unbind(0)
-        grouped = q.reshape(group.size, spec.num_kv_heads, -1, spec.head_dim)
+        if group.rows is not None:
+            q = q.index_select(0, group.rows)
+        if group.num_rows == 1:
+            grouped = q.reshape(group.size, spec.num_kv_heads, -1, spec.head_dim)
+        else:
+            split = q.reshape(group.size, group.num_rows, spec.num_kv_heads, -1, spec.head_dim)
+            grouped = split.transpose(1, 2).flatten(2, 3)
         out = F.scaled_dot_product_attention(grouped, parts[0], parts[-1], attn_mask=group.mask, scale=spec.scale)
         if spec.latent_dim:
             out = out[..., : spec.latent_dim]
-        return out.reshape(group.size, -1)
+        if group.num_rows > 1:
+            out = out.unflatten(2, (group.num_rows, -1)).transpose(1, 2)
+        out = out.reshape(group.size * group.num_rows, -1)
+        return out if group.kept is None else out.index_select(0, group.kept)
 
     def _run_chunk(self, layer: int, q: Tensor, block: ChunkBlock) -> Tensor:
         """KV heads stand in the batch dimension; their query heads share keys through a stride of 0."""

@@ -2,6 +2,9 @@
 
 A request has a PageLease: its page table, and which of those pages it shares with the prefix tree. A `key` has one
 number for each position: the token id, or what stands for it where the same id can mean different things (images).
+
+With a draft that keeps KV, a page is shared by those alone who have the same `successor_depth` numbers after it, and
+is valid or not: whether the draft's KV is in it beside the target's.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,16 +32,17 @@ class PageLease:
 class PageCache:
     """Allocator and prefix tree together."""
 
-    def __init__(self, num_pages: int, page_size: int, prefix_cache: bool) -> None:
+    def __init__(self, num_pages: int, page_size: int, prefix_cache: bool, successor_depth: int = 0) -> None:
         self.page_size = page_size
         self.num_releases = 0  # grows whenever pages may have become available: a reason to try again
         self._prefix_cache = prefix_cache
         self._num_pages = num_pages
+        self._successor_depth = successor_depth
         self._reset()
 
     def _reset(self) -> None:
         self._allocator = PageAllocator(self._num_pages)
-        self._tree = PrefixTree(self.page_size)
+        self._tree = PrefixTree(self.page_size, self._successor_depth)
 
     @property
     def capacity(self) -> int:
@@ -58,14 +62,15 @@ class PageCache:
         """Pages that extend() can still give: free ones and cached ones nobody uses."""
         return self._allocator.num_free + self._tree.num_evictable
 
-    def lease(self, key: Sequence[int], match: bool = True) -> PageLease:
+    def lease(self, key: Sequence[int], match: bool = True, valid_only: bool = False) -> PageLease:
         """A lease that starts with the cached whole pages of `key`, short of the last token.
 
-        The last token is always computed: its row gives the next token. With match False the lease starts empty.
+        The last token is always computed: its row gives the next token. With match False the lease starts empty, with
+        valid_only it has valid pages only.
         """
         if not (match and self._prefix_cache):
             return PageLease()
-        nodes = self._tree.match(key, (len(key) - 1) // self.page_size)
+        nodes = self._tree.match(key, (len(key) - max(1, self._successor_depth)) // self.page_size, valid_only)
         self._tree.lock(nodes)
         return PageLease(pages=[node.page for node in nodes], nodes=nodes)
 
@@ -79,14 +84,21 @@ class PageCache:
         lease.private.update(pages)
         return pages
 
-    def publish(self, lease: PageLease, key: Sequence[int]) -> None:
-        """Put the whole pages of `key` into the tree. Their KV is written and will never be written again."""
+    def publish(self, lease: PageLease, key: Sequence[int], num_written: int, num_valid: int) -> None:
+        """Put whole pages of the first `num_written` positions into the tree: those whose successors `key` knows.
+
+        Their KV is final and will never be written again; the draft's KV is there for the first `num_valid` positions.
+
+        With page_size 2 and successor_depth 1, key [7, 8, 9, 5], 4 written and 3 valid positions give one page, valid;
+        with one number more in `key` there is a second one, not valid.
+        """
         if not self._prefix_cache:
             return
-        for index in range(len(lease.nodes), len(key) // self.page_size):
+        num_pages = min(num_written, len(key) - self._successor_depth) // self.page_size
+        for index in range(len(lease.nodes), num_pages):
             parent = lease.nodes[-1] if lease.nodes else None
             page = lease.pages[index]
-            node = self._tree.insert(parent, key, index, page)
+            node = self._tree.insert(parent, key, index, page, is_valid=(index + 1) * self.page_size <= num_valid)
             self._tree.lock([node])
             lease.nodes.append(node)
             if node.page == page:

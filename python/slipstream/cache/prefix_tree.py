@@ -1,14 +1,21 @@
 """The prefix tree: which pages hold the KV of which token prefix, so that a later prompt can start from them.
 
 One node is one whole page. A node's path from the root spells the tokens from position 0, so equal paths mean
-equal KV. Nodes in use are locked along their whole path; the others form the cache and are evicted leaf by leaf,
-the least recently used first.
+equal KV. A draft's KV of a token may depend on tokens after it, so the page's successors are part of its key; and a
+page holds the draft's KV (it is valid) or the target's alone. A valid page follows valid pages only. Nodes in use are
+locked along their whole path; the others form the cache and are evicted leaf by leaf, the least recently used first.
 """
 
 import heapq
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-PageKey = tuple[int, ...]  # the page_size token ids of one page
+
+class PageKey(NamedTuple):
+    """What a page holds, given the pages before it."""
+
+    numbers: tuple[int, ...]  # of its page_size positions and of the successors
+    is_valid: bool  # the draft's KV is there too
 
 
 class PrefixNode:
@@ -26,27 +33,36 @@ class PrefixNode:
 
 
 class PrefixTree:
-    """Maps token prefixes to pages, whole pages only."""
+    """Maps token prefixes to pages, whole pages only. KV of a position depends on `successor_depth` positions after."""
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, successor_depth: int = 0) -> None:
         self.page_size = page_size
+        self.successor_depth = successor_depth
         self.num_pages = 0
         self.num_evictable = 0  # nodes without a lock; their descendants have none either
-        self._root = PrefixNode((), -1, None)
+        self._root = PrefixNode(PageKey((), True), -1, None)
         self._clock = 0
         self._heap: list[tuple[int, int, PrefixNode]] = []  # (last_used, page, node); stale entries are skipped
 
-    def match(self, token_ids: Sequence[int], max_pages: int) -> list[PrefixNode]:
-        """The longest cached path for `token_ids`, at most `max_pages` long, from the root down."""
-        path: list[PrefixNode] = []
-        node = self._root
+    def match(self, numbers: Sequence[int], max_pages: int, valid_only: bool = False) -> list[PrefixNode]:
+        """The longest cached path for `numbers`, at most `max_pages` long, from the root down.
+
+        Of several (two requests computed the same tokens, one with a draft) the one with the most valid pages.
+        `numbers` reaches successor_depth positions beyond max_pages pages.
+        """
+        last = [self._root]  # the ends of all paths so far, those with the most valid pages first
         for index in range(max_pages):
-            child = node.children.get(self._key(token_ids, index))
-            if child is None:
+            keys = [self._key(numbers, index, is_valid) for is_valid in ((True,) if valid_only else (True, False))]
+            longer = [child for node in last for key in keys if (child := node.children.get(key)) is not None]
+            if not longer:
                 break
-            path.append(child)
-            node = child
-        return path
+            last = longer
+        path: list[PrefixNode] = []
+        node = last[0]
+        while node.parent is not None:
+            path.append(node)
+            node = node.parent
+        return path[::-1]
 
     def lock(self, nodes: Iterable[PrefixNode]) -> None:
         """Keep `nodes` (a path from the root, or its continuation) from eviction."""
@@ -66,10 +82,13 @@ class PrefixTree:
         if nodes and nodes[-1].num_locks == 0:
             self._offer(nodes[-1])
 
-    def insert(self, parent: PrefixNode | None, token_ids: Sequence[int], index: int, page: int) -> PrefixNode:
-        """The node for page number `index` of `token_ids` under `parent`; made with `page` unless it exists."""
+    def insert(
+        self, parent: PrefixNode | None, numbers: Sequence[int], index: int, page: int, is_valid: bool = True
+    ) -> PrefixNode:
+        """The node for page number `index` of `numbers` under `parent`; made with `page` unless it exists."""
         above = parent or self._root
-        key = self._key(token_ids, index)
+        assert not is_valid or above is self._root or above.key.is_valid, "a valid page follows valid pages only"
+        key = self._key(numbers, index, is_valid)
         node = above.children.get(key)
         if node is None:
             node = above.children[key] = PrefixNode(key, page, above)
@@ -115,5 +134,7 @@ class PrefixTree:
         node = entry[2]
         return node.parent is not None and node.last_used == entry[0] and not node.num_locks and not node.children
 
-    def _key(self, token_ids: Sequence[int], index: int) -> PageKey:
-        return tuple(token_ids[index * self.page_size : (index + 1) * self.page_size])
+    def _key(self, numbers: Sequence[int], index: int, is_valid: bool) -> PageKey:
+        begin, end = index * self.page_size, (index + 1) * self.page_size + self.successor_depth
+        assert end <= len(numbers), f"the successors of page {index} are not known"
+        return PageKey(tuple(numbers[begin:end]), is_valid)

@@ -75,7 +75,8 @@ def bench_one_batch(args: list[str]) -> int:
     flags = one_batch_parser().parse_args(args)
     shapes = [one_batch.Shape(size, flags.input_len, flags.output_len) for size in flags.batch_size]
     options = _room_for(from_namespace(LaunchOptions, flags), max(flags.batch_size))
-    spec, resolved = prepare(options)
+    prepared = prepare(options)
+    spec, resolved = prepared.spec, prepared.resolved
     one_batch.check_shapes(
         shapes,
         context_length=resolved.scheduler.context_length,
@@ -119,8 +120,7 @@ def _room_for(options: LaunchOptions, batch_size: int) -> LaunchOptions:
     """The whole batch runs at once, unless the user has set another limit."""
     if options.max_running_requests != AUTO:
         return options
-    _, resolved = prepare(options)
-    at_least = max(batch_size, resolved.scheduler.max_running_requests)
+    at_least = max(batch_size, prepare(options).resolved.scheduler.max_running_requests)
     return dataclasses.replace(options, max_running_requests=at_least)
 
 

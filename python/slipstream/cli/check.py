@@ -15,13 +15,9 @@ from slipstream.cli.check_tables import show
 from slipstream.config.flags import AUTO, FlagParser, add_flags, check_fields, from_namespace
 from slipstream.config.options import LaunchOptions
 from slipstream.config.resolve import GPU_MEM_FRACTION, check_context_length
-from slipstream.errors import CheckpointError
-from slipstream.hf_transformers.hub import resolve_path
-from slipstream.hf_transformers.inspect import examine
-from slipstream.hf_transformers.role import Role
-from slipstream.hf_transformers.spec import DrafterSpec, ModelSpec
+from slipstream.errors import ConfigError
 from slipstream.launch.fit import fit
-from slipstream.launch.pair import pair_problems, pair_warnings
+from slipstream.launch.look import Look, look_at_draft, look_at_target
 from slipstream.launch.report import describe, nothing_known, sizes
 from slipstream.models.match import Match
 
@@ -30,6 +26,7 @@ TENSOR_PARALLEL = (1, 2, 4, 8)
 WIDE = 200  # columns, where nobody looks at a terminal: lines stay whole for grep
 SHARED_FLAGS = (
     "model_path", "tokenizer_path", "revision", "config_format", "load_format", "context_length", "mem_fraction_static",
+    "speculative_draft_model_path", "speculative_draft_model_revision", "speculative_draft_load_format",
 )  # fmt: skip
 
 
@@ -52,9 +49,6 @@ def make_parser() -> FlagParser:
     parser = FlagParser(prog="slipstream check", description="Look at a checkpoint without loading it.")
     add_flags(parser, LaunchOptions, only=SHARED_FLAGS)
     parser.add_argument(
-        "--speculative-draft-model-path", metavar="TEXT", help="folder of a draft for it, or name of its repository"
-    )
-    parser.add_argument(
         "--gpu-memory-gib", type=_number(1, 1e6), metavar="X", help="memory of one GPU; none: 80 and 141"
     )
     parser.add_argument(
@@ -75,66 +69,33 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
 
     There are rows where nothing is wrong: sizes of damaged files would mislead.
     """
-    matches: dict[str, Match] = {}
-    report: dict[str, Any] = {}
-    target, report["target"] = _look_at_target(options)
-    if target is not None:
-        matches["target"] = target
-        if options.context_length != AUTO:
-            check_context_length(options.context_length, target.spec.context_length)
-    if options.speculative_draft_model_path is not None:
-        # formats are the target's; random weights are a wish for both
-        load_format = "dummy" if options.load_format == "dummy" else AUTO
-        draft, report["draft"] = _look(options.speculative_draft_model_path, "draft", load_format=load_format)
-        if draft is not None:
-            matches["draft"] = draft
-    _compare(matches, report)
+    looks = _look(from_namespace(LaunchOptions, options))
+    matches = {role: look.match for role, look in looks.items() if look.match is not None}
+    report = {role: _facts(look) for role, look in looks.items()}
+    if options.context_length != AUTO and "target" in matches:
+        check_context_length(options.context_length, matches["target"].spec.context_length)
     if options.tp is not None:
         for role, match in matches.items():
             report[role]["problems"] += match.sharding_problems(options.tp)
-    sound = not any(part["problems"] for part in parts(report).values())
-    report |= _what_fits(options, list(matches.values())) if sound else {"fit": [], "not_shared": {}}
-    return report
+    sound = not any(part["problems"] for part in report.values())
+    return report | (_what_fits(options, list(matches.values())) if sound else {"fit": [], "not_shared": {}})
 
 
-def _compare(matches: Mapping[str, Match], report: Mapping[str, Any]) -> None:
-    """What is wrong or odd about the pair, as the draft's fault."""
-    target, draft = (matches[role].spec if role in matches else None for role in ("target", "draft"))
-    if isinstance(target, ModelSpec) and isinstance(draft, DrafterSpec):
-        report["draft"]["problems"] += pair_problems(target, draft)
-        report["draft"]["warnings"] += pair_warnings(target, draft)
+def _look(options: LaunchOptions) -> dict[str, Look]:
+    """At the target, and at the draft if one is named."""
+    looks = {"target": look_at_target(options, needs_tokenizer=False)}
+    path = options.speculative_draft_model_path
+    if path is not None:
+        looks["draft"] = look_at_draft(path, options, looks["target"].spec)
+    elif options.speculative_draft_model_revision is not None or options.speculative_draft_load_format != AUTO:
+        raise ConfigError("a revision or load format of a draft is given without --speculative-draft-model-path")
+    return looks
 
 
-def _look_at_target(options: argparse.Namespace) -> tuple[Match | None, dict[str, Any]]:
-    return _look(
-        options.model_path,
-        "target",
-        revision=options.revision,
-        load_format=options.load_format,
-        config_format=options.config_format,
-        tokenizer_path=options.tokenizer_path,
-    )
-
-
-def _look(
-    path: str | None,
-    role: Role,
-    *,
-    revision: str | None = None,
-    load_format: str = AUTO,
-    config_format: str = AUTO,
-    tokenizer_path: str | None = None,
-) -> tuple[Match | None, dict[str, Any]]:
-    """One checkpoint and what there is to say about it; None where its files cannot be read as one."""
-    try:
-        folder = resolve_path(path, revision, load_format, config_format)
-    except CheckpointError as error:
-        return None, nothing_known(path, list(error.problems))
-    spec, problems = examine(folder, role, load_format, tokenizer_path, config_format=config_format)
-    if spec is None:
-        return None, nothing_known(path, problems)
-    match = Match.of(spec)
-    return match, describe(match, [*problems, *match.problems()])
+def _facts(look: Look) -> dict[str, Any]:
+    if look.match is None:
+        return nothing_known(look.path, list(look.problems))
+    return describe(look.match, list(look.problems)) | {"warnings": list(look.warnings)}
 
 
 def _what_fits(options: argparse.Namespace, matches: list[Match]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from slipstream.log import setup_logging
 NOT_YET = {
     "--tp": "a model runs on one device",
     "--tensor-parallel": "a model runs on one device",
-    "--speculative": "drafts can be checked (slipstream check), not served",
 }
 
 
@@ -32,12 +31,12 @@ def main(args: list[str]) -> int:
     namespace = make_parser().parse_args(args)
     options = from_namespace(LaunchOptions, namespace)
     try:
-        spec, resolved = prepare(options)
+        prepared = prepare(options)
         if namespace.print_config:
-            print_config(resolved)
+            print_config(prepared.resolved)
             return 0
-        setup_logging("server", resolved.server.log_level)
-        return serve(spec, resolved)
+        setup_logging("server", prepared.resolved.server.log_level)
+        return serve(prepared)
     except SlipstreamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

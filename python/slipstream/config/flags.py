@@ -7,7 +7,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NoReturn, TypeVar
 
 from slipstream.errors import ConfigError
@@ -27,11 +27,14 @@ def flag(
     maximum: float | None = None,
     secret: bool = False,
     server_only: bool = False,
+    alias: str = "",
+    read: Callable[[str], str] | None = None,
 ) -> Any:
-    """A dataclass field that is also the flag `--field-name`.
+    """A dataclass field that is also the flag `--field-name`, and `alias` where that is another name of it.
 
     `choices` limits a string; `minimum` and `maximum` (inclusive) limit a number; a `secret` is never printed;
-    a `server_only` one means nothing to the offline Engine, which refuses it.
+    a `server_only` one means nothing to the offline Engine, which refuses it. `read` stands in for the comparison with
+    the choices: it returns the choice that a text means, or raises ValueError with the sentence that says why none.
     """
     metadata = {
         "help": help,
@@ -40,6 +43,8 @@ def flag(
         "maximum": maximum,
         "secret": secret,
         "server_only": server_only,
+        "alias": alias,
+        "read": read,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -71,8 +76,9 @@ def add_flags(
                 help=field.metadata["help"],
             )
         else:
+            alias = field.metadata["alias"]
             parser.add_argument(
-                flag_name(field.name),
+                *(flag_name(field.name), *([alias] if alias else [])),
                 default=field.default,
                 metavar=_metavar(field, kind),
                 help=_help(field),
@@ -97,7 +103,12 @@ def check_fields(options: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{flag_name(field.name)} is {value}; it must be a finite number")
         choices, low, high = (field.metadata[key] for key in ("choices", "minimum", "maximum"))
-        if choices and value not in choices:
+        if read := field.metadata["read"]:
+            try:
+                read(value)
+            except ValueError as error:
+                raise ConfigError(f"{flag_name(field.name)} is {value!r}: {error}") from None
+        elif choices and value not in choices:
             raise ConfigError(f"{flag_name(field.name)} is {value!r}; choose one of: {', '.join(choices)}")
         if low is not None and value < low:
             raise ConfigError(f"{flag_name(field.name)} is {value}; it must be at least {low}")
@@ -150,6 +161,11 @@ def _parse(text: str, field: "dataclasses.Field[Any]", kind: Any) -> Any:
     if text == AUTO and any(typing.get_origin(member) is Literal for member in members):
         return AUTO
     choices = field.metadata["choices"]
+    if read := field.metadata["read"]:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
     if choices and text not in choices:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of: {', '.join(choices)}")
     for member in (int, float):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from slipstream.config.drafting import ALGORITHMS, MAX_DRAFTS, NO_DRAFTS, read_algorithm
 from slipstream.config.flags import AUTO, Auto, flag
 from slipstream.log import LEVELS
 
@@ -59,6 +60,59 @@ class LaunchOptions:
     disable_radix_cache: bool = flag(False, "do not keep finished prompts' KV pages for later prompts")
     disable_overlap_schedule: bool = flag(False, "plan a step only when the last one is done")
     random_seed: int | Auto = flag(AUTO, "seeds requests that bring none; auto: from the system", minimum=0)
+
+    speculative_algorithm: str = flag(
+        AUTO,
+        "who drafts; auto: EAGLE where there is a draft, else none",
+        choices=(AUTO, NO_DRAFTS, *ALGORITHMS),
+        read=read_algorithm,
+    )
+    speculative_draft_model_path: str | None = flag(
+        None,
+        "folder of the draft or name of its repository; none: the one that ships with Slipstream's own model",
+        alias="--speculative-draft-model",
+    )
+    speculative_draft_model_revision: str | None = flag(
+        None, "branch, tag or commit, where --speculative-draft-model-path is a repository's name"
+    )
+    speculative_draft_load_format: str = flag(
+        AUTO,
+        "which layout's weights of the draft to load, or dummy for random ones, as with --load-format dummy",
+        choices=(AUTO, "mistral", "dummy"),
+    )
+    speculative_num_steps: int | Auto = flag(
+        AUTO, "longest path of drafts in one step (K); auto: 3, for a tree or NGRAM 5", minimum=1, maximum=MAX_DRAFTS
+    )
+    speculative_eagle_topk: int | Auto = flag(
+        AUTO, "branches below each draft; auto: 1, which is a chain", minimum=1, maximum=16
+    )
+    speculative_num_draft_tokens: int | Auto = flag(
+        AUTO,
+        "most rows that a step verifies, the bonus token among them; auto: of a chain num-steps + 1, of a tree 8",
+        minimum=2,
+        maximum=MAX_DRAFTS + 1,
+    )
+    speculative_adaptive: str = flag(
+        AUTO,
+        "choose K for each step, so that drafts never slow a server down; auto: on, unless acceptance is simulated",
+        choices=(AUTO, "on", "off"),
+    )
+    speculative_use_rejection_sampling: bool = flag(
+        False,
+        "accept drafts by rejection sampling: lossless as well, but answers to a seed change; for chains of EAGLE",
+    )
+    speculative_ngram_min_match_window_size: int | Auto = flag(
+        AUTO, "NGRAM: shortest run of tokens that is looked up; auto: 2", minimum=1, maximum=64
+    )
+    speculative_ngram_max_match_window_size: int | Auto = flag(
+        AUTO, "NGRAM: longest run of tokens that is looked up; auto: 5", minimum=1, maximum=64
+    )
+    simulate_acceptance_length: float | None = flag(
+        None, "for benchmarks: pretend this mean number of tokens per step; the answers are wrong", minimum=1.0
+    )
+    simulate_acceptance_pattern: str | None = flag(
+        None, "for tests: drafts to accept in the first step, the second, ... in turn, like 0,3,1; answers are wrong"
+    )
 
     watchdog_timeout_s: float = flag(
         300.0, "a step that takes longer counts as hung and ends the server", minimum=0.1, server_only=True

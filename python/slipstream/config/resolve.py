@@ -1,15 +1,16 @@
 """From the options as typed to the configuration of every process, with a reason for each value."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from slipstream.config.flags import AUTO, check_fields
+from slipstream.config.chooser import Chooser
+from slipstream.config.flags import check_fields
 from slipstream.config.images import ImageFormat
 from slipstream.config.machine import Machine
 from slipstream.config.options import LaunchOptions
 from slipstream.config.processes import SchedulerConfig, ServerConfig, TokenizerConfig, WorkerConfig
+from slipstream.config.speculation import DraftFacts, Drafts, resolve_drafts
 from slipstream.errors import ConfigError
 
 GPU_MEM_FRACTION = 0.85
@@ -53,24 +54,6 @@ class Resolved:
     reasons: dict[str, tuple[Any, str]]
 
 
-class _Chooser:
-    """Takes the user's value or works one out, and keeps the reason."""
-
-    def __init__(self, options: LaunchOptions) -> None:
-        self._options = options
-        self.reasons: dict[str, tuple[Any, str]] = {}
-
-    def choose(self, field: str, auto: Callable[[], tuple[Any, str]] | None = None) -> Any:
-        """The value of `field`; where it is auto or unset, `auto()` gives (value, reason)."""
-        value = getattr(self._options, field)
-        if auto is not None and (value == AUTO or value is None):
-            value, reason = auto()
-        else:
-            reason = "default" if value == type(self._options).__dataclass_fields__[field].default else "as given"
-        self.reasons[field] = (value, reason)
-        return value
-
-
 @dataclass(frozen=True)
 class _Shared:
     """Values that more than one process needs."""
@@ -81,22 +64,26 @@ class _Shared:
     max_images: int
     random_seed: int
     page_size: int
+    max_steps_in_flight: int
     log_level: str
 
 
-def resolve(options: LaunchOptions, model: ModelFacts, machine: Machine, system_seed: int) -> Resolved:
-    """Fill in every `auto`. Pure: `system_seed` is the seed to use when none was given.
+def resolve(
+    options: LaunchOptions, model: ModelFacts, machine: Machine, system_seed: int, draft: DraftFacts | None = None
+) -> Resolved:
+    """Fill in every `auto`. Pure: `system_seed` is the seed to use when none was given, `draft` the one to serve with.
 
     Raises ConfigError when a value is out of range or two values cannot go together.
     """
     check_fields(options)
-    chooser = _Chooser(options)
+    chooser = Chooser(options)
     shared = _shared(chooser, options, model, machine, system_seed)
+    drafts = resolve_drafts(chooser, options, draft, max_steps_in_flight=shared.max_steps_in_flight)
     return Resolved(
         _server(chooser, shared, options, model),
         _tokenizer(chooser, shared, options, model),
-        _scheduler(chooser, shared),
-        _worker(chooser, shared, options, model, machine),
+        _scheduler(chooser, shared, drafts),
+        _worker(chooser, shared, options, model, machine, drafts),
         chooser.reasons,
     )
 
@@ -107,9 +94,7 @@ def check_context_length(context_length: int, model_length: int) -> None:
         raise ConfigError(f"--context-length is {context_length}, but the model was made for at most {model_length}")
 
 
-def _shared(
-    chooser: _Chooser, options: LaunchOptions, model: ModelFacts, machine: Machine, system_seed: int
-) -> _Shared:
+def _shared(chooser: Chooser, options: LaunchOptions, model: ModelFacts, machine: Machine, system_seed: int) -> _Shared:
     pick = chooser.choose
     device = pick(
         "device", lambda: ("cuda", "a CUDA device is here") if machine.has_cuda else ("cpu", "no CUDA device")
@@ -127,11 +112,12 @@ def _shared(
         max_images=max_images,
         random_seed=pick("random_seed", lambda: (system_seed, "from the system")),
         page_size=pick("page_size", lambda: (16, "a balance of reuse and bookkeeping")),
+        max_steps_in_flight=1 if pick("disable_overlap_schedule") else 2,
         log_level=pick("log_level"),
     )
 
 
-def _server(chooser: _Chooser, shared: _Shared, options: LaunchOptions, model: ModelFacts) -> ServerConfig:
+def _server(chooser: Chooser, shared: _Shared, options: LaunchOptions, model: ModelFacts) -> ServerConfig:
     pick = chooser.choose
     name = pick(
         "served_model_name",
@@ -160,7 +146,7 @@ def _server(chooser: _Chooser, shared: _Shared, options: LaunchOptions, model: M
     )
 
 
-def _tokenizer(chooser: _Chooser, shared: _Shared, options: LaunchOptions, model: ModelFacts) -> TokenizerConfig:
+def _tokenizer(chooser: Chooser, shared: _Shared, options: LaunchOptions, model: ModelFacts) -> TokenizerConfig:
     chooser.reasons["tokenizer_path"] = (
         model.tokenizer_path,
         "as given" if options.tokenizer_path else "found beside the model",
@@ -176,7 +162,7 @@ def _tokenizer(chooser: _Chooser, shared: _Shared, options: LaunchOptions, model
     )
 
 
-def _scheduler(chooser: _Chooser, shared: _Shared) -> SchedulerConfig:
+def _scheduler(chooser: Chooser, shared: _Shared, drafts: Drafts | None) -> SchedulerConfig:
     pick = chooser.choose
     chunk = pick(
         "chunked_prefill_size",
@@ -188,13 +174,19 @@ def _scheduler(chooser: _Chooser, shared: _Shared) -> SchedulerConfig:
         chunked_prefill_size=chunk,
         page_size=shared.page_size,
         prefix_cache=not pick("disable_radix_cache"),
-        max_steps_in_flight=1 if pick("disable_overlap_schedule") else 2,
+        max_steps_in_flight=shared.max_steps_in_flight,
         log_level=shared.log_level,
+        drafts=drafts.scheduler if drafts else None,
     )
 
 
 def _worker(
-    chooser: _Chooser, shared: _Shared, options: LaunchOptions, model: ModelFacts, machine: Machine
+    chooser: Chooser,
+    shared: _Shared,
+    options: LaunchOptions,
+    model: ModelFacts,
+    machine: Machine,
+    drafts: Drafts | None,
 ) -> WorkerConfig:
     pick, on_gpu = chooser.choose, shared.device == "cuda"
     chooser.reasons["model_path"] = (
@@ -226,6 +218,7 @@ def _worker(
         page_size=shared.page_size,
         random_seed=shared.random_seed,
         log_level=shared.log_level,
+        drafts=drafts.worker if drafts else None,
     )
 
 

@@ -38,6 +38,7 @@ def resolve_path(
     *,
     endpoint: str | None = None,
     cache_dir: str | None = None,
+    revision_flag: str = "--revision",
 ) -> str | None:
     """A folder on this machine for `path`: itself where it exists, else the fetched files of the repository `path`.
     None, the model that ships with the package, stays None.
@@ -54,9 +55,9 @@ def resolve_path(
         return None
     if os.path.lexists(path) or not is_repository(path):
         if revision is not None:
-            raise CheckpointError(path, ["--revision goes with the name of a repository, and this is none"])
+            raise CheckpointError(path, [f"{revision_flag} goes with the name of a repository, and this is none"])
         return path
-    return _Repository(path, revision, endpoint, cache_dir).fetch(load_format, config_format)
+    return _Repository(path, revision, endpoint, cache_dir, revision_flag).fetch(load_format, config_format)
 
 
 def is_repository(path: str) -> bool:
@@ -86,8 +87,11 @@ def needed_files(names: Iterable[str], config: Layout, weights: Sequence[str]) -
 
 
 class _Repository:
-    def __init__(self, name: str, revision: str | None, endpoint: str | None, cache_dir: str | None) -> None:
+    def __init__(
+        self, name: str, revision: str | None, endpoint: str | None, cache_dir: str | None, revision_flag: str
+    ) -> None:
         self._name = name
+        self._revision_flag = revision_flag
         self._revision = revision
         self._endpoint = endpoint
         self._cache_dir = cache_dir
@@ -210,7 +214,7 @@ class _Repository:
                     f"{host}; check the spelling, or, if it is private, {log_in}"
                 )
             case RevisionNotFoundError():
-                return f"the repository has no revision {self._revision!r}; --revision takes a branch, tag or commit"
+                return f"the repository has no revision {self._revision!r}; {self._revision_flag} takes a branch, tag or commit"
             case HfHubHTTPError():
                 status = error.response.status_code
                 what = log_in if status in (401, 403) else "try again later"

@@ -38,6 +38,11 @@ class StartupDisplay:
         with self._tolerant():
             self._console.print(f"[{self.elapsed_s:6.2f} s] {text}", markup=False)
 
+    def warning(self, text: str) -> None:
+        """Print a warning that stands out."""
+        with self._tolerant():
+            self._console.print(f"[{self.elapsed_s:6.2f} s] warning: {text}", markup=False, style="bold red")
+
     def show(self, message: to_server.Stage | to_server.Progress) -> None:
         """Print a child's stage or move its progress bar."""
         match message:

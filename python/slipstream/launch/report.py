@@ -106,6 +106,17 @@ def in_one_line(spec: ModelSpec) -> str:
     return "; ".join([f"{spec.architecture}, {kind_in_words(spec)}", stored, *images, *random])
 
 
+def draft_in_one_line(spec: DrafterSpec) -> str:
+    """What a start says of its draft: kind, layers, parameters, storage."""
+    stored = spec.dtype if spec.quantization is None else quantization_in_words(spec.quantization)
+    num_layers = spec.text_config["num_hidden_layers"]
+    parameters = sum(group.parameters for group in groups(Match.of(spec)))
+    random = [] if spec.tensors else ["random weights"]
+    layers = "1 layer" if num_layers == 1 else f"{num_layers} layers"
+    parts = [f"{spec.kind}, {kind_in_words(spec)}", layers, f"{parameters / 1e6:.1f} M parameters", stored, *random]
+    return "; ".join(parts)
+
+
 def _origins(spec: CheckpointSpec) -> dict[str, str]:
     """Of the configuration as described, where the text model's two factors stand at the top as well."""
     prefix = "text_config." if "text_config" in spec.config else ""

@@ -70,18 +70,22 @@ class Block:
 
 
 class Decoder:
-    """All layers and the final norm, between embedding and head: what a target and its draft have in common."""
+    """All layers and the final norm, between embedding and head: what a target and its draft have in common.
 
-    def __init__(self, config: Config, parameters: Parameters, device: torch.device) -> None:
+    `prefix` begins the names of its parameters.
+    """
+
+    def __init__(self, config: Config, parameters: Parameters, device: torch.device, prefix: str = "") -> None:
         self.rope = RotaryEmbedding(
             self.rotary_dim(config), config["rope_parameters"], config["attention_factor"], device
         )
         self.query_scale = make_query_scale(config["rope_parameters"])
-        layers = [LayerParts(parameters, index, config["rms_norm_eps"]) for index in range(config["num_hidden_layers"])]
+        eps, layer = config["rms_norm_eps"], f"{prefix}layers."
+        layers = [LayerParts(parameters, index, eps, layer) for index in range(config["num_hidden_layers"])]
         self.blocks = [
             Block(parts, self.make_attention(config, parts), self.make_mlp(config, parts)) for parts in layers
         ]
-        self.norm = RMSNorm(parameters.tensor("norm"), config["rms_norm_eps"])
+        self.norm = RMSNorm(parameters.tensor(f"{prefix}norm"), eps)
 
     def rotary_dim(self, config: Config) -> int:
         """How many values of a head are rotated."""

@@ -6,6 +6,7 @@ import torch
 
 from slipstream.errors import RequestError
 from slipstream.messages.sampling import SamplingParams
+from slipstream.sampling.rows import rows_using
 
 
 class LogitBias:
@@ -36,6 +37,5 @@ class LogitBias:
 
     def apply(self, logits: torch.Tensor, slots: Sequence[int]) -> None:
         """Add the biases. In place. logits: [rows, vocab] fp32."""
-        for row, slot in enumerate(slots):
-            if entry := self._biases.get(slot):
-                logits[row].index_add_(0, *entry)
+        for row in rows_using(slots, self._biases):
+            logits[row].index_add_(0, *self._biases[slots[row]])

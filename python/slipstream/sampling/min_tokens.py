@@ -32,6 +32,8 @@ class MinTokens:
         The token at `position` is generated token number position - prompt_len, from 0. A row in which nothing else can
         be drawn keeps its stop ids: an early end is an answer, an empty distribution is none.
         """
+        if not self._masks:
+            return
         for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
             if (entry := self._masks.get(slot)) and position < entry[0]:
                 mask_unless_empty_(logits[row], entry[1])

@@ -9,11 +9,15 @@ tree: child i of a key is output i of the generator seeded with that key, mix64(
 
     seed --choice--> slot key --position--> row key --vocabulary id--> 64 bits, of which the upper 32 are used
 
+That is the stream of the target's draws. What else is random at a position has a stream of its own, which hangs on a
+child of the slot key that no position uses: slot key --(-2 - stream)--> stream key --position--> row key, and so on.
+
 Tensors hold the 64 bits as int64: sums and products wrap, and a logical shift is an arithmetic one with the copies of
 the sign masked off.
 """
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import torch
 
@@ -23,6 +27,15 @@ MIX_2 = 0x94D049BB133111EB
 LARGEST_UNIFORM = 1.0 - 2.0**-24  # the largest fp32 below 1: keeps log1p(-u) finite
 CPU_BLOCK_ELEMENTS = 2**17  # temporaries of one block stay in the cache
 DEVICE_BLOCK_ELEMENTS = 2**22  # bounds the temporaries to 100 MB
+
+
+class Stream(IntEnum):
+    """What the noise at a position is for. Different streams are independent of each other."""
+
+    TARGET = 0  # the target's draw
+    DRAFT = 1  # a draft's own draw, for rejection sampling
+    ACCEPT = 2  # the coin that accepts a draft or not
+    SIMULATION = 3  # the coin of simulated acceptance
 
 
 def signed(value: int) -> int:
@@ -85,14 +98,30 @@ class Noise:
     def release(self, slot: int) -> None:
         self._keys[slot] = 0
 
-    def row_keys(self, slots: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    def row_keys(
+        self, slots: Sequence[int], positions: Sequence[int] | torch.Tensor, stream: Stream = Stream.TARGET
+    ) -> torch.Tensor:
         """[rows] int64 for gumbel(). `positions` are the absolute positions of the tokens to draw."""
         device = self._keys.device
-        return child_keys(self._keys[torch.tensor(slots, device=device)], torch.tensor(positions, device=device))
+        keys = self._keys[torch.tensor(slots, device=device)]
+        if stream != Stream.TARGET:
+            keys = child_keys(keys, torch.tensor(-2 - stream, device=device))
+        return child_keys(keys, torch.as_tensor(positions, device=device))
 
-    def apply(self, logits: torch.Tensor, slots: Sequence[int], positions: Sequence[int]) -> None:
+    def apply(
+        self,
+        logits: torch.Tensor,
+        slots: Sequence[int],
+        positions: Sequence[int] | torch.Tensor,
+        stream: Stream = Stream.TARGET,
+    ) -> None:
         """Add the noise to `logits` [rows, vocab] fp32, in place."""
-        keys = self.row_keys(slots, positions)
+        keys = self.row_keys(slots, positions, stream)
         for start in range(0, len(logits), self._block_rows):
             block = slice(start, start + self._block_rows)
             logits[block] += gumbel(keys[block], self._ids)
+
+    def coins(self, slots: Sequence[int], positions: Sequence[int] | torch.Tensor, stream: Stream) -> torch.Tensor:
+        """One number for each row, uniform in (0, 1): [rows] fp32."""
+        keys = self.row_keys(slots, positions, stream)
+        return uniforms(child_keys(keys, torch.zeros_like(keys)))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -11,3 +12,8 @@ class Paths:
 
     token_ids: Tensor  # int64 [rows, N]
     counted: Tensor  # bool [rows, N]
+
+    @staticmethod
+    def whole(token_ids: Tensor) -> "Paths":
+        """Paths that hold all of `token_ids` [rows, N] int64: those of a chain's last rows, all of one length."""
+        return Paths(token_ids, torch.ones_like(token_ids, dtype=torch.bool))

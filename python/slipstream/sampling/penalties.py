@@ -14,6 +14,7 @@ import torch
 
 from slipstream.errors import RequestError
 from slipstream.messages.sampling import SamplingParams
+from slipstream.sampling.paths import Paths
 from slipstream.sampling.rows import put_rows, rows_using, take_rows
 
 IN_PROMPT = 1  # bit 0 of a history: the token occurs in the prompt
@@ -75,7 +76,11 @@ class Penalties:
         if (row := self._history_row.pop(slot, None)) is not None:
             self._free_rows.append(row)
 
-    def apply(self, logits: torch.Tensor, slots: Sequence[int], paths: Sequence[Sequence[int]] | None = None) -> None:
+    def used_by(self, slots: Sequence[int]) -> bool:
+        """Whether any of the slots has penalties."""
+        return not self._history_row.keys().isdisjoint(slots)
+
+    def apply(self, logits: torch.Tensor, slots: Sequence[int], paths: Paths | None = None) -> None:
         """Penalise the rows whose slots use it. In place. logits: [rows, vocab] fp32.
 
         paths: for each row, the candidate tokens between the recorded history and the row's own position; they count as
@@ -86,7 +91,8 @@ class Penalties:
         users = [slots[row] for row in rows]
         histories = self._histories[[self._history_row[slot] for slot in users]]  # a copy
         if paths is not None:
-            _count_(histories, [(at, token) for at, row in enumerate(rows) for token in paths[row]])
+            added = take_rows(paths.counted, rows).int() * ONE_GENERATED
+            histories.scatter_add_(1, take_rows(paths.token_ids, rows), added)
         penalised = penalise(
             take_rows(logits, rows), histories, self._repetition[users], self._frequency[users], self._presence[users]
         )
@@ -116,11 +122,3 @@ class Penalties:
         extra = max(4, len(old))
         self._histories = torch.cat([old, old.new_zeros(extra, old.shape[1])])
         self._free_rows.extend(range(len(old), len(old) + extra))
-
-
-def _count_(histories: torch.Tensor, occurrences: Sequence[tuple[int, int]]) -> None:
-    """Count each (row, generated token) once. In place."""
-    if occurrences:
-        at, tokens = torch.tensor(occurrences, device=histories.device).unbind(1)
-        one = torch.tensor(ONE_GENERATED, dtype=torch.int32, device=histories.device)
-        histories.index_put_((at, tokens), one, accumulate=True)

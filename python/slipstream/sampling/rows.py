@@ -1,17 +1,17 @@
 """Working on some rows of a batch: a feature touches the rows whose slots use it and costs nothing for the others."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
 
-def rows_using(slots: Sequence[int], users: Container[int]) -> list[int]:
+def rows_using(slots: Sequence[int], users: Collection[int]) -> list[int]:
     """The rows whose slot is in `users`. Worked example: slots (7, 3, 7), users {7} -> [0, 2]."""
-    return [row for row, slot in enumerate(slots) if slot in users]
+    return [row for row, slot in enumerate(slots) if slot in users] if users else []
 
 
 def take_rows(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """`logits` [n, vocab] itself when `rows` (ascending) are all of them, else a copy [len(rows), vocab]."""
+    """`logits` [n, *] itself when `rows` (ascending) are all of them, else a copy [len(rows), *]."""
     return logits if len(rows) == len(logits) else logits[list(rows)]
 
 

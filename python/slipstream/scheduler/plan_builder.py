@@ -8,11 +8,16 @@ from slipstream.scheduler.sequence import Sequence
 
 @dataclass(frozen=True)
 class Row:
-    """What one plan asked of one sequence. `num_rows` positions, and whether the last of them samples a token."""
+    """What one plan asked of one sequence: a chunk of its prompt, or its bonus token with drafts after it."""
 
     sequence: Sequence
-    num_rows: int
-    samples: bool
+    chunk_length: int = 0  # tokens; 0: a decode step
+    depth: int = 0  # longest path of drafts
+    samples: bool = True  # it brings a token
+
+    @property
+    def is_decode(self) -> bool:
+        return self.chunk_length == 0
 
 
 @dataclass(frozen=True)
@@ -22,18 +27,30 @@ class StepInFlight:
     step: int
     sent_at: float
     rows: dict[int, Row]  # by slot
+    depth: int  # longest path of drafts that was allowed
+    num_decode: int
+    num_warm: int  # of these, how many might have drafts
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(row.chunk_length for row in self.rows.values())
 
 
 @dataclass
 class PlanBuilder:
-    """A Plan under construction."""
+    """A Plan under construction. `release` and `cold` are the scheduler's own lists: they grow as it plans."""
 
     step: int
     release: list[int]
+    cold: list[int]
+    depth: int = 0
+    num_decode: int = 0
+    num_warm: int = 0
     new: list[NewRequest] = field(default_factory=list)
     pages: list[tuple[int, list[int]]] = field(default_factory=list)
     chunks: list[PrefillChunk] = field(default_factory=list)
     decode: list[int] = field(default_factory=list)
+    draft_depths: dict[int, int] = field(default_factory=dict)
     rows: dict[int, Row] = field(default_factory=dict)
 
     def admit(self, sequence: Sequence) -> None:
@@ -48,6 +65,7 @@ class PlanBuilder:
                 pages=list(sequence.lease.pages),
                 num_cached=sequence.num_planned,
                 images=[image for image in sequence.images if image.offset + image.length > sequence.num_planned],
+                warm=sequence.warm,
             )
         )
 
@@ -67,32 +85,34 @@ class PlanBuilder:
         start = sequence.num_planned
         last = start + length == sequence.prefill_end
         self.chunks.append(PrefillChunk(slot=sequence.slot, start=start, length=length, last=last))
-        self._take(sequence, Row(sequence, num_rows=length, samples=last))
+        sequence.num_planned += length
+        self._take(sequence, Row(sequence, chunk_length=length, samples=last))
 
-    def add_decode(self, sequence: Sequence) -> None:
-        """Plan one row: the token sampled last."""
+    def add_decode(self, sequence: Sequence, depth: int) -> None:
+        """Plan the token sampled last, and up to `depth` drafts on a path after it."""
         assert sequence.slot is not None
         self.decode.append(sequence.slot)
-        self._take(sequence, Row(sequence, num_rows=1, samples=True))
-
-    def drop(self, sequence: Sequence) -> None:
-        """Take back what this plan holds for a sequence that is about to lose its slot."""
-        slot = sequence.slot
-        row = self.rows.pop(slot) if slot in self.rows else None
-        if row is not None:
-            sequence.num_in_flight -= 1
-            sequence.num_sampling -= row.samples
-        self.decode = [other for other in self.decode if other != slot]
-        self.pages = [entry for entry in self.pages if entry[0] != slot]
+        if depth:
+            self.draft_depths[sequence.slot] = depth
+        self._take(sequence, Row(sequence, depth=depth))
 
     def build(self) -> Plan:
         return Plan(
-            step=self.step, release=self.release, new=self.new, pages=self.pages, chunks=self.chunks, decode=self.decode
+            step=self.step,
+            release=self.release,
+            new=self.new,
+            pages=self.pages,
+            chunks=self.chunks,
+            decode=self.decode,
+            draft_depths=self.draft_depths,
+            cold=self.cold,
         )
+
+    def in_flight(self, now: float) -> StepInFlight:
+        """What to remember of the plan while it is out."""
+        return StepInFlight(self.step, now, self.rows, self.depth, self.num_decode, self.num_warm)
 
     def _take(self, sequence: Sequence, row: Row) -> None:
         assert sequence.slot is not None
         self.rows[sequence.slot] = row
-        sequence.num_planned += row.num_rows
-        sequence.num_in_flight += 1
-        sequence.num_sampling += row.samples
+        sequence.put_in_flight(row.samples, row.depth)

@@ -6,11 +6,11 @@
     take_outputs()     what the tokenizer has to hear
 
 Up to `max_steps_in_flight` plans are out at once, so a plan never depends on what the step before will sample: the
-scheduler counts rows and leaves tokens to the worker. A sequence that stopped may therefore have one row too many in
-flight; its result is dropped, and its pages may be given out at once because plans execute in order.
+scheduler knows how many tokens may come at least and at most, has pages for the most, and leaves tokens to the worker. A
+sequence that stopped may therefore have one step too many in flight; its result is dropped, and its pages may be given
+out at once because plans execute in order.
 """
 
-import copy
 from collections import deque
 from collections.abc import Iterator
 
@@ -22,7 +22,6 @@ from slipstream.messages.sampling import FinishReason, Logprob
 from slipstream.messages.to_scheduler import AddRequest, FinishChoice, FromTokenizer, SlotResult, StepResult
 from slipstream.messages.to_tokenizer import (
     AbortRequest,
-    Counters,
     FlushCache,
     FlushDone,
     FromScheduler,
@@ -32,20 +31,26 @@ from slipstream.messages.to_tokenizer import (
     TokenOutputs,
 )
 from slipstream.messages.to_worker import Plan
+from slipstream.scheduler.draft_controller import DraftController
+from slipstream.scheduler.draft_counts import copy_counters, count_verify, zero_counters
+from slipstream.scheduler.drafting import Drafting, verify_outcome
 from slipstream.scheduler.plan_builder import PlanBuilder, Row, StepInFlight
+from slipstream.scheduler.reservation import rows_needed, useful_depth
 from slipstream.scheduler.sequence import Sequence
 
 logger = get_logger(__name__)
 
 
 class Scheduler:
-    """Owns all sequences and all pages. `num_pages` counts the sink page."""
+    """Owns all sequences and all pages. `num_pages` counts the sink page; `controller` replaces the usual one."""
 
-    def __init__(self, config: SchedulerConfig, num_pages: int) -> None:
+    def __init__(self, config: SchedulerConfig, num_pages: int, controller: DraftController | None = None) -> None:
         self._config = config
-        self._pages = PageCache(num_pages, config.page_size, config.prefix_cache)
+        self._drafting = Drafting(config.drafts, controller)
+        self._pages = PageCache(num_pages, config.page_size, config.prefix_cache, self._drafting.successor_depth)
         self._free_slots = list(range(config.max_running_requests - 1, -1, -1))
         self._released_slots: list[int] = []  # since the last plan
+        self._cold_slots: list[int] = []  # likewise
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of admission
         self._in_flight: deque[StepInFlight] = deque()
@@ -53,7 +58,7 @@ class Scheduler:
         self._step = 0
         self._token_outputs: list[TokenOutput] = []
         self._other_outputs: list[FromScheduler] = []
-        self.counters = Counters()
+        self.counters = zero_counters(self._drafting.shape.depth)
 
     # ---- what the process loop asks
 
@@ -82,7 +87,8 @@ class Scheduler:
             num_pages_free=self._pages.num_free,
             num_pages_cached=self._pages.num_evictable,
             step_in_flight_s=self.oldest_step_age(now),
-            counters=copy.copy(self.counters),
+            counters=copy_counters(self.counters),
+            draft_depth=self._drafting.depth,
         )
 
     def take_outputs(self) -> list[FromScheduler]:
@@ -153,7 +159,7 @@ class Scheduler:
     def _finish_by_string(self, message: FinishChoice) -> None:
         for sequence in self._requests.get(message.rid, ()):
             if sequence.choice == message.choice:
-                del sequence.token_ids[sequence.prompt_len + message.num_tokens :]
+                sequence.num_written = min(sequence.num_written, sequence.prompt_len + message.num_tokens)
                 self._finish(sequence, FinishReason("stop"))
                 return
 
@@ -164,43 +170,85 @@ class Scheduler:
             self._other_outputs.append(FlushDone(message.rid, error))
             return
         self._pages.flush()
+        if message.counters:
+            self.counters = zero_counters(self._drafting.shape.depth)
         self._other_outputs.append(FlushDone(message.rid))
 
     # ---- planning
 
     def plan(self, now: float) -> Plan | None:
-        """Decide the next step: a row for every decoding sequence, then prompt chunks, then new sequences."""
+        """Decide the next step: every decoding sequence, then prompt chunks, then new sequences."""
         if len(self._in_flight) >= self._config.max_steps_in_flight:
             return None
-        builder = PlanBuilder(self._step, release=self._released_slots)  # shared: a preemption below adds to it
+        self._cool()
+        builder = PlanBuilder(self._step, release=self._released_slots, cold=self._cold_slots)
         self._plan_decodes(builder)
         budget = self._plan_chunks(builder, self._config.chunked_prefill_size)
         self._plan_admissions(builder, budget)
         if not builder.rows:
             return None
-        self._released_slots = []
-        self._in_flight.append(StepInFlight(self._step, now, builder.rows))
+        self._released_slots, self._cold_slots = [], []
+        self._in_flight.append(builder.in_flight(now))
         self._step += 1
         self.counters.num_steps += 1
         return builder.build()
 
+    def _cool(self) -> None:
+        """From this plan on the draft follows no running sequence, if that is decided; what is in flight it keeps."""
+        warm = [sequence for sequence in self._running if sequence.warm]
+        if not warm or not self._drafting.goes_cold():
+            return
+        for sequence in warm:
+            assert sequence.slot is not None
+            sequence.warm = False
+            self._cold_slots.append(sequence.slot)
+
     def _plan_decodes(self, builder: PlanBuilder) -> None:
-        for sequence in list(self._running):
-            if sequence.slot is not None and sequence.wants_decode and self._make_room(sequence, builder):
-                builder.add_decode(sequence)
+        """First a page for everybody's next token, then drafts from what is left: they never cost anybody a slot."""
+        decoding = [
+            sequence
+            for sequence in list(self._running)
+            if sequence.slot is not None and sequence.wants_decode and self._make_room(sequence, builder)
+        ]
+        drafting = {sequence for sequence in decoding if self._drafting.may_draft(sequence)}
+        builder.num_decode, builder.num_warm = len(decoding), len(drafting)
+        builder.depth = self._drafting.choose(len(decoding), len(drafting))
+        for sequence in decoding:
+            depth = self._fitting_depth(sequence, builder.depth) if sequence in drafting else 0
+            self._extend(sequence, self._num_pages_missing(sequence, depth), builder)
+            builder.add_decode(sequence, depth)
 
     def _make_room(self, sequence: Sequence, builder: PlanBuilder) -> bool:
-        """See that the next row has a page, preempting the youngest sequences if need be; False if it was itself."""
-        missing = self._num_pages_for(sequence.num_planned + 1) - len(sequence.lease.pages)
+        """See that a step without drafts has its page, preempting the youngest if need be; False if it was itself."""
+        missing = self._num_pages_missing(sequence, depth=0)
         while missing > self._pages.num_available:
-            victim = self._running[-1]
-            builder.drop(victim)
+            victim = self._running[-1]  # the builder has nothing of it yet: it comes after `sequence`, or is it
             self._preempt(victim)
             if victim is sequence:
                 return False
-        if missing > 0:
-            builder.append_pages(sequence, self._pages.extend(sequence.lease, missing))
+        self._extend(sequence, missing, builder)
         return True
+
+    def _fitting_depth(self, sequence: Sequence, depth: int) -> int:
+        """The longest path of drafts up to `depth` that is of use and has pages, with one left for each other."""
+        depth = useful_depth(depth, sequence.length_lb, sequence.limit, sequence.sampling.max_draft_tokens)
+        spare = self._pages.num_available - (len(self._running) - 1)
+        while depth > 0:
+            missing = self._num_pages_missing(sequence, depth)
+            if missing <= max(spare, 0) and self._num_rows(sequence, depth) <= self.max_sequence_len:
+                return depth
+            depth -= 1
+        return 0
+
+    def _num_rows(self, sequence: Sequence, depth: int) -> int:
+        return rows_needed(self._drafting.shape, depth, sequence.length_ub, sequence.limit)
+
+    def _num_pages_missing(self, sequence: Sequence, depth: int) -> int:
+        return max(self._num_pages_for(self._num_rows(sequence, depth)) - len(sequence.lease.pages), 0)
+
+    def _extend(self, sequence: Sequence, count: int, builder: PlanBuilder) -> None:
+        if count:
+            builder.append_pages(sequence, self._pages.extend(sequence.lease, count))
 
     def _plan_chunks(self, builder: PlanBuilder, budget: int) -> int:
         for sequence in self._running:
@@ -231,10 +279,11 @@ class Scheduler:
         """Give the sequence a slot and pages for all its tokens and the next one; False if they are not to be had."""
         if sequence.refused_at == self._pages.num_releases:
             return False
-        lease = self._pages.lease(sequence.key, match=not sequence.wants_prompt_logprobs)
+        warm = self._drafting.admits_warm(sequence)
+        lease = self._pages.lease(sequence.key, match=not sequence.wants_prompt_logprobs, valid_only=warm)
         missing = self._num_pages_for(sequence.num_known + 1) - len(lease.pages)
         # Each running sequence may soon want a page; without that reserve the newcomer would be preempted right away.
-        reserve = len(self._running)
+        reserve = len(self._running) * self._num_pages_for(1 + (self._drafting.depth or 0))
         if missing + reserve > self._pages.num_available and (self._running or missing > self._pages.num_available):
             self._pages.release(lease)
             sequence.refused_at = self._pages.num_releases
@@ -243,8 +292,10 @@ class Scheduler:
         self._running.append(sequence)
         sequence.slot = self._free_slots.pop()
         sequence.lease = lease
+        sequence.warm = warm
         sequence.prefill_end = sequence.num_known
-        sequence.num_planned = sequence.num_written = len(lease.nodes) * self._config.page_size
+        sequence.num_planned = len(lease.nodes) * self._config.page_size
+        self._confirm(sequence, sequence.num_planned)
         sequence.prompt_logprobs = []
         if not sequence.was_admitted:
             sequence.was_admitted = True
@@ -268,11 +319,14 @@ class Scheduler:
         self._running.remove(sequence)
         self._free_slots.append(sequence.slot)
         self._released_slots.append(sequence.slot)
+        if sequence.slot in self._cold_slots:
+            self._cold_slots.remove(sequence.slot)
         sequence.slot = None
-        sequence.num_planned = sequence.num_written = sequence.prefill_end = 0
+        sequence.warm = False
+        sequence.num_planned = sequence.num_written = sequence.num_valid = sequence.prefill_end = 0
 
     def _publish(self, sequence: Sequence) -> None:
-        self._pages.publish(sequence.lease, sequence.key[: sequence.num_written])
+        self._pages.publish(sequence.lease, sequence.key, sequence.num_written, sequence.num_valid)
 
     def _num_pages_for(self, num_rows: int) -> int:
         return -(-num_rows // self._config.page_size)
@@ -283,12 +337,15 @@ class Scheduler:
         """Take the result of the oldest step in flight."""
         step = self._in_flight.popleft()
         assert step.step == result.step, f"step {result.step} returned, {step.step} was expected"
+        outcomes: list[tuple[int, int]] = []
         for slot_result in result.results:
             row = step.rows[slot_result.slot]
-            row.sequence.num_in_flight -= 1
-            row.sequence.num_sampling -= row.samples
+            row.sequence.take_back(row.samples, row.depth)
             if row.sequence.finish is None:
+                if (outcome := verify_outcome(row, slot_result)) is not None:
+                    outcomes.append(outcome)
                 self._collect_row(row, slot_result)
+        self._drafting.observe(step, result.step_s, outcomes)
 
     def _collect_row(self, row: Row, result: SlotResult) -> None:
         sequence = row.sequence
@@ -296,7 +353,7 @@ class Scheduler:
             self._fail(sequence.rid, result.error)
             return
         if sequence.slot is not None:
-            sequence.num_written += row.num_rows
+            self._confirm(sequence, sequence.num_written + row.chunk_length)
         if result.prompt_logprobs is not None and sequence.wants_prompt_logprobs:
             sequence.prompt_logprobs.extend(result.prompt_logprobs)
         if not result.token_ids:
@@ -304,12 +361,22 @@ class Scheduler:
         first = sequence.num_generated == 0
         num_kept = self._append(sequence, result.token_ids)
         self.counters.num_generated_tokens += num_kept
+        if result.num_drafts:
+            count_verify(self.counters, sequence, result.num_drafts, min(len(result.token_ids) - 1, num_kept))
+        if row.is_decode and sequence.slot is not None:
+            self._confirm(sequence, sequence.num_known - 1)  # the token kept last has no KV yet, or is the end
         if first and sequence.slot is not None:
             self._publish(sequence)
         logprobs = result.logprobs[:num_kept] if result.logprobs is not None else None
         self._emit(sequence, result.token_ids[:num_kept], logprobs)
         if sequence.finish is not None:
             self._retire(sequence)
+
+    def _confirm(self, sequence: Sequence, num_written: int) -> None:
+        """KV of so many rows is final."""
+        sequence.num_written = num_written
+        if sequence.warm or not self._drafting.has_kv:
+            sequence.num_valid = num_written
 
     def _append(self, sequence: Sequence, token_ids: list[int]) -> int:
         """Append committed tokens up to the first stop or the length limit; returns how many were kept.
@@ -341,6 +408,7 @@ class Scheduler:
                 finish=sequence.finish,
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
+                drafts=sequence.drafts,
             )
         )
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from slipstream.cache.page_cache import PageLease
 from slipstream.messages.images import ImageInput
-from slipstream.messages.sampling import FinishReason, Logprob, SamplingParams
+from slipstream.messages.sampling import DraftStats, FinishReason, Logprob, SamplingParams
 from slipstream.scheduler.prefix_key import prefix_key
 
 
@@ -13,11 +13,15 @@ class Sequence:
     """The scheduler's record of one choice. Lengths count tokens.
 
     token_ids     prompt and the generated tokens known so far; the worker may be ahead by what is in flight
-    prefill_end   tokens known at the last admission: chunks cover them, decode rows come after
-    num_planned   rows (positions) whose KV is cached or has been put into some plan
-    num_written   rows whose KV a result has confirmed
+    prefill_end   tokens known at the last admission: chunks cover them, decode steps come after
+    num_planned   of these, how many are cached or have been put into some plan
+    num_written   rows (positions) whose KV a result has confirmed
+    num_valid     of these, the first so many have the draft's KV too
+    warm          the draft follows this sequence and keeps its own KV complete
     num_in_flight steps with a row of this sequence that have not returned
-    num_sampling  of these, how many will bring a token
+    num_sampling  of these, how many will bring a token, or several
+    num_drafting  drafts on the longest paths of these steps: tokens that may come beyond the one each
+    accepted      verify steps by the number of accepted drafts, see DraftStats
     """
 
     rid: str
@@ -34,8 +38,13 @@ class Sequence:
     prefill_end: int = 0
     num_planned: int = 0
     num_written: int = 0
+    num_valid: int = 0
+    warm: bool = False
     num_in_flight: int = 0
     num_sampling: int = 0
+    num_drafting: int = 0
+    num_draft_tokens: int = 0
+    accepted: list[int] = field(default_factory=list)
     was_admitted: bool = False
     finish: FinishReason | None = None
     prompt_logprobs: list[Logprob] = field(default_factory=list)
@@ -56,9 +65,31 @@ class Sequence:
         return len(self.token_ids) - self.prompt_len
 
     @property
-    def num_expected(self) -> int:
-        """Length once everything in flight has returned, unless it stops before."""
+    def limit(self) -> int:
+        """Longest that it may become."""
+        return self.prompt_len + self.sampling.max_new_tokens
+
+    @property
+    def length_lb(self) -> int:
+        """Length once everything in flight has returned, unless it stops before: each step brings a token at least."""
         return len(self.token_ids) + self.num_sampling
+
+    @property
+    def length_ub(self) -> int:
+        """Length that the worker's state may have by then, were every draft accepted; beyond the limit, perhaps."""
+        return self.length_lb + self.num_drafting
+
+    def put_in_flight(self, samples: bool, depth: int) -> None:
+        """A step has a row of this sequence: with `samples` it will bring a token, and up to `depth` accepted drafts."""
+        self.num_in_flight += 1
+        self.num_sampling += samples
+        self.num_drafting += depth
+
+    def take_back(self, samples: bool, depth: int) -> None:
+        """That step has returned."""
+        self.num_in_flight -= 1
+        self.num_sampling -= samples
+        self.num_drafting -= depth
 
     @property
     def in_prefill(self) -> bool:
@@ -67,8 +98,13 @@ class Sequence:
 
     @property
     def wants_decode(self) -> bool:
-        """One more row, from the token sampled last, is due."""
-        return not self.in_prefill and self.num_expected - self.prompt_len < self.sampling.max_new_tokens
+        """One more step, from the token sampled last, is due."""
+        return not self.in_prefill and self.length_lb < self.limit
+
+    @property
+    def drafts(self) -> DraftStats | None:
+        """What speculation has done so far; None: no step with drafts has returned."""
+        return DraftStats(self.num_draft_tokens, tuple(self.accepted)) if self.accepted else None
 
     @property
     def wants_prompt_logprobs(self) -> bool:

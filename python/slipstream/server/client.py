@@ -244,9 +244,9 @@ class Client:
         text: str = await self._call(Detokenize(new_rid("detokenize"), token_ids, skip_special_tokens))
         return text
 
-    async def flush_cache(self) -> None:
-        """Forget all cached prefixes; raises RequestError when requests are in flight."""
-        await self._call(FlushCache(new_rid("flush")))
+    async def flush_cache(self, *, counters: bool = False) -> None:
+        """Forget all cached prefixes, and with `counters` what was counted; raises RequestError while requests run."""
+        await self._call(FlushCache(new_rid("flush"), counters))
 
     def abort(self, name: str) -> bool:
         """End exactly this request: its choices finish with reason "abort". False if nobody has this rid or name."""

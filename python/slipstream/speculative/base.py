@@ -45,15 +45,19 @@ class BaseSpeculator(ABC):
 
     needs_hidden = False  # does extend() want to be called?
 
+    @abstractmethod
     def add(self, slot: int, token_ids: Sequence[int]) -> None:
         """A request enters an empty slot with these known tokens."""
 
+    @abstractmethod
     def record(self, slot: int, token_ids: Sequence[int]) -> None:
         """The slot has committed these tokens, the last of which is its bonus."""
 
+    @abstractmethod
     def release(self, slot: int) -> None:
         """The slot is followed no longer."""
 
+    @abstractmethod
     def extend(self, committed: Committed) -> None:
         """Take in what has become final: the step after it, propose() continues from there."""
 

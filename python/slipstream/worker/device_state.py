@@ -5,9 +5,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# A plan already in flight may decode a request past its limit before the scheduler hears of its end: at most one row
-# for each step in flight. Those rows go to the sink page, so the tables are a little wider than the context.
+from slipstream.config.processes import WorkerDrafts
+
+# A plan already in flight may decode a request past its limit before the scheduler hears of its end. Those rows go to
+# the sink page, so the tables are a little wider than the context: without drafts by more than one row for each step in
+# flight.
 ROWS_PAST_LIMIT = 8
+
+
+def rows_past_limit(drafts: WorkerDrafts | None) -> int:
+    """How many rows beyond the context a slot's page table must lead to: every step in flight may commit a whole path
+    of drafts and its bonus token, and the last one touches its rows beyond that.
+    """
+    if drafts is None:
+        return ROWS_PAST_LIMIT
+    shape = drafts.shape
+    return drafts.max_steps_in_flight * (shape.depth + 1) + shape.rows(shape.depth)
 
 
 class DeviceState:
@@ -18,10 +31,16 @@ class DeviceState:
     """
 
     def __init__(
-        self, num_slots: int, num_pages: int, page_size: int, context_length: int, device: torch.device
+        self,
+        num_slots: int,
+        num_pages: int,
+        page_size: int,
+        context_length: int,
+        device: torch.device,
+        rows_past_limit: int = ROWS_PAST_LIMIT,
     ) -> None:
         self.page_size = page_size
-        self.max_pages = -(-(context_length + ROWS_PAST_LIMIT) // page_size)
+        self.max_pages = -(-(context_length + rows_past_limit) // page_size)
         self.committed_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.committed_len_cpu = [0] * num_slots
         self.bonus = torch.zeros(num_slots, dtype=torch.int64, device=device)  # sampled, not yet in KV
@@ -51,11 +70,11 @@ class DeviceState:
         self.committed_len_cpu[slot] = length
         self.committed_len[slot] = length
 
-    def advance(self, slots: Sequence[int], slots_device: Tensor) -> None:
-        """Each of `slots` (given twice: host and int64 device) has committed one more token."""
-        for slot in slots:
-            self.committed_len_cpu[slot] += 1
-        self.committed_len.index_add_(0, slots_device, torch.ones_like(slots_device))
+    def commit(self, slots: Sequence[int], counts: Sequence[int], slots_device: Tensor, counts_device: Tensor) -> None:
+        """Each of `slots` has that many tokens more in KV. Both are given twice: on the host, and int64 on the device."""
+        for slot, count in zip(slots, counts, strict=True):
+            self.committed_len_cpu[slot] += count
+        self.committed_len.index_add_(0, slots_device, counts_device)
 
     def release(self, slot: int) -> None:
         """Empty a slot. Its pages are the scheduler's to give out again."""

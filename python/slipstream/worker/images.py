@@ -85,24 +85,28 @@ class ImageStore:
                 del self._stored[span.key]
 
     def rows(
-        self, num_decode: int, chunks: Sequence[PrefillChunk], before_encoding: Callable[[int], None]
+        self,
+        num_before: int,
+        chunks: Sequence[PrefillChunk],
+        before_encoding: Callable[[int], None],
+        *,
+        ahead: int = 0,
     ) -> ImageRows | None:
-        """The image tokens among the rows of a step, which are `num_decode` decode rows and then the chunks.
+        """The image tokens among rows of a step: `num_before` rows of decode slots, then the chunks. Each row stands for
+        the token `ahead` positions after its own.
 
         Encodes what is not encoded yet, all images of the step together; `before_encoding` gets the number of patches.
         """
         parts: list[tuple[_Span, int, range]] = []  # span, row of the step at the span's first token, image tokens
-        begin = num_decode
+        begin = num_before
         for chunk in chunks:
+            first = chunk.start + ahead
             for span in self._spans.get(chunk.slot, ()):
                 tokens = tokens_between(
-                    chunk.start - span.offset,
-                    chunk.start + chunk.length - span.offset,
-                    span.num_columns,
-                    span.num_tokens,
+                    first - span.offset, first + chunk.length - span.offset, span.num_columns, span.num_tokens
                 )
                 if tokens:
-                    parts.append((span, begin + span.offset - chunk.start, tokens))
+                    parts.append((span, begin + span.offset - first, tokens))
             begin += chunk.length
         if not parts:
             return None

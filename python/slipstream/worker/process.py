@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable
 
 from slipstream.config.processes import WorkerConfig
-from slipstream.hf_transformers.inspect import inspect_checkpoint
+from slipstream.hf_transformers.inspect import inspect_checkpoint, inspect_draft
+from slipstream.hf_transformers.spec import CheckpointSpec
 from slipstream.messages.queues import Inbox, Outbox
 from slipstream.messages.to_scheduler import StepResult, WorkerReady
 from slipstream.messages.to_server import ChildStatus, Progress, Stage
 from slipstream.messages.to_worker import ToWorker
+from slipstream.worker.build import build_worker
 from slipstream.worker.worker import Worker
 
 PROCESS = "worker"
@@ -40,8 +42,10 @@ def load_worker(config: WorkerConfig, to_server: Outbox[ChildStatus]) -> Worker:
         config_format=config.config_format,
         needs_tokenizer=False,
     )
-    source = config.model_path if spec.tensors else f"random weights of the size of {config.model_path}"
-    to_server.put(Stage(PROCESS, f"loading {source}"))
+    draft = None
+    if config.drafts is not None and config.drafts.model_path is not None:
+        draft = inspect_draft(config.drafts.model_path, config.drafts.load_format)
+    to_server.put(Stage(PROCESS, f"loading {_source(spec)}" + (f" and {_source(draft)}" if draft else "")))
     last_report_s = 0.0
 
     def report(done: int, total: int) -> None:
@@ -51,4 +55,8 @@ def load_worker(config: WorkerConfig, to_server: Outbox[ChildStatus]) -> Worker:
             last_report_s = now
             to_server.put(Progress(PROCESS, "loading tensors", done, total))
 
-    return Worker.load(config, spec, report)
+    return build_worker(config, spec, draft, report)
+
+
+def _source(spec: CheckpointSpec) -> str:
+    return spec.path if spec.tensors else f"random weights of the size of {spec.path}"

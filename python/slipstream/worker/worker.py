@@ -2,35 +2,30 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from slipstream.attention.base import AttentionBackend
-from slipstream.attention.registry import ATTENTION_BACKENDS
-from slipstream.config.processes import WorkerConfig
-from slipstream.errors import ConfigError, RequestError
-from slipstream.hf_transformers.spec import ModelSpec
+from slipstream.attention.move_rows import move_rows
+from slipstream.attention.paging import locate
+from slipstream.errors import RequestError
 from slipstream.messages.sampling import Logprob, SamplingParams
 from slipstream.messages.to_scheduler import SlotResult, StepResult, WorkerReady
 from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
 from slipstream.models.base import CausalLM, ImageRows
-from slipstream.models.registry import MODELS
-from slipstream.models.tables import TABLES
+from slipstream.sampling.candidates import Candidates
 from slipstream.sampling.logprobs import gather_logprobs
 from slipstream.sampling.sampler import Sampler
-from slipstream.weights.load import ReportProgress
+from slipstream.sampling.verifier import Verifier
 from slipstream.worker.batch import Batch, build_batch, last_row_of_each, scored_rows
 from slipstream.worker.device_state import DeviceState
+from slipstream.worker.drafting import Drafting
 from slipstream.worker.images import ImageStore
-from slipstream.worker.kv_pool import PoolLimits, allocate_caches, kv_bytes_per_token, size_pool
-from slipstream.worker.memory import device_memory
-from slipstream.worker.threads import threads_for_step, usable_cores
-from slipstream.worker.weight_plan import WeightPlan
+from slipstream.worker.outcome import Outcome, Run
+from slipstream.worker.threads import threads_for_step
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 NOT_FINITE = (
     "the model computed numbers that are not finite for this request: its weights are damaged, or values grow beyond "
     "the dtype; try --dtype float32"
@@ -46,15 +41,6 @@ class _Request:
     prompt_len: int
 
 
-@dataclass
-class _Outcome:
-    """What one slot gets from one step, as it is being put together."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[Logprob] | None = None
-    prompt_logprobs: list[Logprob] | None = None
-
-
 class Worker:
     """One rank. step() is the whole of its work; `ready` says what it has."""
 
@@ -62,9 +48,12 @@ class Worker:
         self,
         model: CausalLM,
         attention: AttentionBackend,
+        caches: Sequence[Tensor],
         state: DeviceState,
         sampler: Sampler,
+        verifier: Verifier,
         images: ImageStore | None,
+        drafting: Drafting | None,
         vocab_size: int,
         ready: WorkerReady,
         parameters_per_layer: int,
@@ -74,64 +63,16 @@ class Worker:
         self._num_cores: int = ready.info["num_cores"]
         self._model = model
         self._attention = attention
+        # by row: what moves when a path through a tree of drafts is accepted
+        self._row_stores = [*caches, state.token_ids]
         self._state = state
         self._sampler = sampler
+        self._verifier = verifier
         self._images = images  # None: the model takes text only
+        self._drafting = drafting  # None: no speculation
         self._vocab_size = vocab_size
         self._requests: dict[int, _Request] = {}
         self._errors: dict[int, str] = {}  # slots whose request cannot go on, until they are released
-
-    @staticmethod
-    def load(config: WorkerConfig, spec: ModelSpec, progress: ReportProgress) -> "Worker":
-        """Make room, read the weights (`progress` gets (done, total) tensors) and build everything.
-
-        Raises ConfigError where an option cannot work here, CheckpointError where the weights do not fit the model.
-        """
-        started = time.perf_counter()
-        device, dtype = _open_device(config.device), _DTYPES[config.dtype]
-        layers = TABLES.get(spec.architecture).attention_layers(spec.config)
-        backend = ATTENTION_BACKENDS.get(config.attention_backend)
-        if problem := backend.supports(layers, dtype, device):
-            raise ConfigError(f"--attention-backend {config.attention_backend} {problem}; choose another")
-        weights = WeightPlan(spec)
-        weight_bytes = weights.resident_bytes(dtype, device)
-        limits = PoolLimits(
-            config.page_size,
-            config.context_length,
-            config.max_running_requests,
-            config.max_total_tokens,
-            config.mem_fraction_static,
-        )
-        bytes_per_token = kv_bytes_per_token(layers, dtype)
-        pool = size_pool(limits, bytes_per_token, weight_bytes, device_memory(device))
-        parameters = weights.fill(dtype, device, config.random_seed, progress)
-        state = DeviceState(
-            config.max_running_requests, pool.num_pages, config.page_size, config.context_length, device
-        )
-        info: dict[str, Any] = {
-            "device": str(device),
-            "dtype": config.dtype,
-            "attention_backend": config.attention_backend,
-            "num_cores": usable_cores() if device.type == "cpu" else 0,
-            "parameters": weights.num_parameters,
-            "weight_bytes": weight_bytes,
-            "kv_bytes_per_token": bytes_per_token,
-            "num_pages_reason": pool.reason,
-            "load_s": time.perf_counter() - started,
-        }
-        model = MODELS.get(spec.architecture)(spec.config, parameters, device)
-        assert not parameters.remaining(), f"{spec.architecture} left parameters unused: {parameters.remaining()}"
-        encoder, image_format = model.image_encoder, spec.images
-        return Worker(
-            model=model,
-            attention=backend(layers, allocate_caches(layers, pool.num_pages, config.page_size, dtype, device)),
-            state=state,
-            sampler=Sampler(config.max_running_requests, spec.vocab_size, device),
-            images=ImageStore(encoder, image_format, device) if encoder and image_format else None,
-            vocab_size=spec.vocab_size,
-            ready=WorkerReady(pool.num_pages, info),
-            parameters_per_layer=weights.num_parameters // len(layers),
-        )
 
     @torch.inference_mode()
     def step(self, plan: Plan) -> StepResult:
@@ -140,9 +81,10 @@ class Worker:
         self._admit(plan)
         decode = [slot for slot in plan.decode if slot not in self._errors]
         chunks = [chunk for chunk in plan.chunks if chunk.slot not in self._errors]
-        outcomes = {slot: _Outcome() for slot in (*decode, *(chunk.slot for chunk in chunks))}
+        outcomes = {slot: Outcome() for slot in (*decode, *(chunk.slot for chunk in chunks))}
         if outcomes:
-            self._compute(build_batch(self._state, decode, chunks), decode, chunks, outcomes)
+            candidates = self._propose(decode, plan.draft_depths)
+            self._compute(build_batch(self._state, decode, candidates, chunks), decode, chunks, outcomes)
         slots = [*plan.decode, *(chunk.slot for chunk in plan.chunks)]
         return StepResult(
             plan.step, [self._result(slot, outcomes.get(slot)) for slot in slots], time.perf_counter() - started
@@ -152,12 +94,18 @@ class Worker:
         for slot in plan.release:
             self._state.release(slot)
             self._sampler.release(slot)
+            self._verifier.release(slot)
             if self._images is not None:
                 self._images.release(slot)
+            if self._drafting is not None:
+                self._drafting.release(slot)
             self._requests.pop(slot, None)
             self._errors.pop(slot, None)
         for new in plan.new:
             self._add(new)
+        if self._drafting is not None:
+            for slot in plan.cold:
+                self._drafting.release(slot)
         for slot, pages in plan.pages:
             if slot not in self._errors:
                 self._state.append_pages(slot, pages)
@@ -174,43 +122,75 @@ class Worker:
             self._sampler.add(new.slot, new.sampling, new.token_ids, new.prompt_len)
         except RequestError as error:
             self._errors[new.slot] = str(error)
+            return
+        self._verifier.add(new.slot, new.sampling)
+        if self._drafting is not None:
+            self._drafting.add(new)
 
     def _add_images(self, new: NewRequest) -> None:
         if self._images is None:
             raise RequestError("the request has images, but the model takes text only")
         self._images.add(new.slot, new.token_ids, new.images)
 
+    def _propose(self, decode: Sequence[int], depths: dict[int, int]) -> Candidates:
+        """The drafts that this step verifies."""
+        if self._drafting is None or not depths:
+            return Candidates.none(len(decode), self._state.bonus.device)
+        self._set_threads(len(decode))
+        return self._drafting.propose(decode, depths)
+
     def _compute(
-        self, batch: Batch, decode: Sequence[int], chunks: Sequence[PrefillChunk], outcomes: dict[int, _Outcome]
+        self, batch: Batch, decode: Sequence[int], chunks: Sequence[PrefillChunk], outcomes: dict[int, Outcome]
     ) -> None:
         """One forward pass over all rows, then everything that reads its result."""
         state = self._state
         for chunk in chunks:
             assert chunk.start == state.committed_len_cpu[chunk.slot], f"{chunk} does not continue its slot"
-        images = self._image_rows(len(decode), chunks)
+        images = self._image_rows(batch.num_decode_rows, chunks)
         self._set_threads(len(batch.token_ids))
         self._attention.plan(batch.layout)
         x = self._model.embed(batch.token_ids, images)
         hidden = self._model.forward(x, batch.positions, self._attention)
         state.token_ids.view(-1).index_copy_(0, batch.layout.kv_rows, batch.token_ids.int())
-        if decode:
-            state.advance(decode, batch.decode_slots)
-        for chunk, last_row in zip(chunks, last_row_of_each(len(decode), chunks), strict=True):
+        for chunk, last_row in zip(chunks, last_row_of_each(batch.num_decode_rows, chunks), strict=True):
             state.set_committed_len(chunk.slot, chunk.start + chunk.length)
             self._score_prompt(chunk, hidden[last_row + 1 - chunk.length : last_row + 1], outcomes[chunk.slot])
-            if chunk.last and self._images is not None:
-                self._images.release(chunk.slot)
-        self._check_chunks(len(decode), chunks, hidden)
-        if batch.sampled_slots:
-            self._sample(batch, hidden, outcomes)
+        self._check_chunks(batch.num_decode_rows, chunks, hidden)
+        runs = self._sample(batch, len(decode), hidden, outcomes)
+        if self._drafting is not None:
+            self._draft_follows(batch, chunks, runs, hidden, outcomes)
+        if self._images is not None:
+            for chunk in chunks:
+                if chunk.last:
+                    self._images.release(chunk.slot)
 
-    def _check_chunks(self, num_decode: int, chunks: Sequence[PrefillChunk], hidden: Tensor) -> None:
+    def _draft_follows(
+        self,
+        batch: Batch,
+        chunks: Sequence[PrefillChunk],
+        runs: Sequence[Run],
+        hidden: Tensor,
+        outcomes: dict[int, Outcome],
+    ) -> None:
+        assert self._drafting is not None
+        first_tokens = {chunk.slot: outcomes[chunk.slot].token_ids for chunk in chunks if chunk.last}
+        self._drafting.take(
+            runs,
+            chunks,
+            batch.num_decode_rows,
+            self._state.prompts,
+            {slot: token_ids[0] for slot, token_ids in first_tokens.items() if token_ids},
+            hidden,
+            lambda num_before, kept: self._image_rows(num_before, kept, ahead=1),
+        )
+
+    def _check_chunks(self, num_decode_rows: int, chunks: Sequence[PrefillChunk], hidden: Tensor) -> None:
         """End requests whose chunk was computed to nonsense, before its pages are shared.
 
         A last chunk's logits will be looked at; of the others the last row is, which has attended to all before it that
         its windows let it see.
         """
-        last_rows = last_row_of_each(num_decode, chunks)
+        last_rows = last_row_of_each(num_decode_rows, chunks)
         ends = [(chunk.slot, row) for chunk, row in zip(chunks, last_rows, strict=True) if not chunk.last]
         if not ends:
             return
@@ -219,49 +199,101 @@ class Worker:
             if not finite:
                 self._errors[slot] = NOT_FINITE
 
-    def _image_rows(self, num_decode: int, chunks: Sequence[PrefillChunk]) -> ImageRows | None:
+    def _image_rows(self, num_before: int, chunks: Sequence[PrefillChunk], *, ahead: int = 0) -> ImageRows | None:
         if self._images is None or not self._images.in_use:
             return None
-        return self._images.rows(num_decode, chunks, before_encoding=self._set_threads)
+        return self._images.rows(num_before, chunks, before_encoding=self._set_threads, ahead=ahead)
 
     def _set_threads(self, num_rows: int) -> None:
         """Before work on so many rows, or patches of images."""
         if self._num_cores:
             torch.set_num_threads(threads_for_step(num_rows, self._parameters_per_layer, self._num_cores))
 
-    def _sample(self, batch: Batch, hidden: Tensor, outcomes: dict[int, _Outcome]) -> None:
-        """Draw one token for each sampled row. A row without finite logits ends its own request only."""
-        slots, positions = batch.sampled_slots, batch.sampled_positions
-        if len(slots) != hidden.shape[0]:
+    def _sample(
+        self, batch: Batch, num_decode: int, hidden: Tensor, outcomes: dict[int, Outcome]
+    ) -> list[Run]:
+        """Verify the drafts and draw the next token of each sampled slot; returns what the decode slots committed.
+
+        A slot on whose path the logits are not finite ends its own request only.
+        """
+        slots = batch.sampled_slots
+        if not slots:
+            return []
+        if len(batch.sampled_rows) != hidden.shape[0]:
             hidden = hidden.index_select(0, torch.tensor(batch.sampled_rows, device=hidden.device))
         logits = self._model.compute_logits(hidden)
-        is_finite = logits.sum(-1).isfinite().tolist()  # one NaN or infinity makes the sum one
-        if not all(is_finite):
-            slots, positions, logits = self._drop_broken(slots, positions, logits, is_finite)
-            if not slots:
-                return
-        top = [self._requests[slot].sampling.top_logprobs for slot in slots]
-        asked = [row for row, number in enumerate(top) if number is not None]
-        raw = logits[asked] if asked else logits  # a copy: sampling changes the logits
-        token_ids = self._sampler.sample(logits, slots, positions)
-        self._state.bonus.index_copy_(0, torch.tensor(slots, device=token_ids.device), token_ids)
-        for slot, token_id in zip(slots, token_ids.tolist(), strict=True):
-            outcomes[slot].token_ids.append(token_id)
-        if asked:
-            logprobs = gather_logprobs(raw, token_ids[asked], [top[row] for row in asked])
-            for row, logprob in zip(asked, logprobs, strict=True):
-                outcomes[slots[row]].logprobs = [logprob] if logprob else []
-
-    def _drop_broken(
-        self, slots: Sequence[int], positions: Sequence[int], logits: Tensor, is_finite: Sequence[bool]
-    ) -> tuple[list[int], list[int], Tensor]:
-        kept = [row for row, finite in enumerate(is_finite) if finite]
-        for slot, finite in zip(slots, is_finite, strict=True):
-            if not finite:
+        asked = [index for index, slot in enumerate(slots) if self._requests[slot].sampling.top_logprobs is not None]
+        raw = logits.clone() if asked else logits  # sampling changes the logits
+        accepted = self._verifier.verify(logits, slots, batch.first_positions, batch.candidates)
+        counts, finite = accepted.num_tokens.tolist(), accepted.is_finite.tolist()
+        runs = accepted.token_ids.tolist()
+        for index, slot in enumerate(slots):
+            if finite[index]:
+                outcomes[slot].token_ids = runs[index][: counts[index]]
+                outcomes[slot].num_drafts = batch.candidates.num_drafts[index]
+            else:
                 self._errors[slot] = NOT_FINITE
-        return [slots[row] for row in kept], [positions[row] for row in kept], logits[kept]
+        slots_device = torch.tensor(slots, device=logits.device)
+        bonus = accepted.token_ids.gather(1, accepted.num_tokens[:, None] - 1)[:, 0]
+        self._state.bonus.index_copy_(0, slots_device, bonus)
+        nodes = accepted.nodes.tolist()
+        if num_decode:
+            if not batch.candidates.is_chain:
+                self._move_accepted(slots[:num_decode], nodes, counts)
+            self._state.commit(
+                slots[:num_decode], counts[:num_decode], slots_device[:num_decode], accepted.num_tokens[:num_decode]
+            )
+        committed = [(slot, token_id) for slot in slots for token_id in outcomes[slot].token_ids]
+        if committed:
+            of_slots, token_ids = zip(*committed, strict=True)
+            self._sampler.record(of_slots, torch.tensor(token_ids, device=logits.device))
+        rows = _rows_of_runs(batch.candidates, nodes, counts)
+        self._take_logprobs(raw, slots, [index for index in asked if finite[index]], rows, outcomes)
+        return [
+            Run(slot, batch.first_positions[index] - 1, rows[index], outcomes[slot].token_ids)
+            for index, slot in enumerate(slots[:num_decode])
+            if finite[index]
+        ]
 
-    def _score_prompt(self, chunk: PrefillChunk, hidden: Tensor, outcome: _Outcome) -> None:
+    def _move_accepted(self, slots: Sequence[int], nodes: Sequence[Sequence[int]], counts: Sequence[int]) -> None:
+        """KV of an accepted path lies where its nodes are in the tree; from now on one row after the other."""
+        moves = [
+            (slot, self._state.committed_len_cpu[slot] + node, self._state.committed_len_cpu[slot] + level)
+            for slot, path, count in zip(slots, nodes, counts, strict=False)
+            for level, node in enumerate(path[:count])
+            if node != level
+        ]
+        if not moves:
+            return
+        of_slots, source, target = torch.tensor(moves, device=self._state.bonus.device).unbind(1)
+        tables, page_size = self._state.page_tables, self._state.page_size
+        move_rows(
+            self._row_stores,
+            locate(tables, of_slots, source, page_size),
+            locate(tables, of_slots, target, page_size),
+        )
+
+    def _take_logprobs(
+        self,
+        raw: Tensor,
+        slots: Sequence[int],
+        asked: Sequence[int],
+        rows: Sequence[Sequence[int]],
+        outcomes: dict[int, Outcome],
+    ) -> None:
+        """Of every committed token of the slots number `asked`, from the target's logits `raw` [rows, vocab]."""
+        if not asked:
+            return
+        wanted = [row for index in asked for row in rows[index]]
+        token_ids = [token_id for index in asked for token_id in outcomes[slots[index]].token_ids]
+        top = [self._requests[slots[index]].sampling.top_logprobs for index in asked for _ in rows[index]]
+        found = gather_logprobs(raw[wanted], torch.tensor(token_ids, device=raw.device), top)
+        logprobs = [logprob for logprob in found if logprob]
+        for index in asked:
+            count = len(rows[index])
+            outcomes[slots[index]].logprobs, logprobs = logprobs[:count], logprobs[count:]
+
+    def _score_prompt(self, chunk: PrefillChunk, hidden: Tensor, outcome: Outcome) -> None:
         """Logprobs of prompt tokens from a chunk's rows `hidden` [length, D], the head in blocks of bounded size."""
         request = self._requests[chunk.slot]
         if request.sampling.prompt_logprobs_from is None:
@@ -277,14 +309,21 @@ class Worker:
             scored.extend(logprob for logprob in gather_logprobs(logits, targets, [top] * (end - begin)) if logprob)
         outcome.prompt_logprobs = scored
 
-    def _result(self, slot: int, outcome: _Outcome | None) -> SlotResult:
+    def _result(self, slot: int, outcome: Outcome | None) -> SlotResult:
         error = self._errors.get(slot)
         if error is not None or outcome is None:
             return SlotResult(slot, [], error=error or "the slot has no request")
-        return SlotResult(slot, outcome.token_ids, outcome.logprobs, outcome.prompt_logprobs)
+        return SlotResult(
+            slot, outcome.token_ids, outcome.logprobs, outcome.prompt_logprobs, num_drafts=outcome.num_drafts
+        )
 
 
-def _open_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device is cuda, but torch finds no usable CUDA device; use --device cpu")
-    return torch.device(name)
+def _rows_of_runs(
+    candidates: Candidates, nodes: Sequence[Sequence[int]], counts: Sequence[int]
+) -> list[list[int]]:
+    """For each slot the sampled rows of its accepted path, where every slot has a row for each node of its tree."""
+    rows, first = [], 0
+    for path, count, num_drafts in zip(nodes, counts, candidates.num_drafts, strict=True):
+        rows.append([first + node for node in path[:count]])
+        first += 1 + num_drafts
+    return rows

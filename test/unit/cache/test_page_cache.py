@@ -16,7 +16,7 @@ def publish_and_release(cache: PageCache, token_ids: list[int]) -> list[int]:
     lease = cache.lease(token_ids)
     cache.extend(lease, -(-len(token_ids) // PAGE_SIZE) - len(lease.pages))
     pages = list(lease.pages)
-    cache.publish(lease, token_ids)
+    cache.publish(lease, token_ids, len(token_ids), len(token_ids))
     cache.release(lease)
     return pages
 
@@ -63,8 +63,8 @@ def test_two_requests_that_computed_the_same_page_keep_their_own_until_release()
     first, second = cache.lease([1, 2, 3]), cache.lease([1, 2, 3])
     cache.extend(first, 2)
     cache.extend(second, 2)
-    cache.publish(first, [1, 2])
-    cache.publish(second, [1, 2])
+    cache.publish(first, [1, 2], 2, 2)
+    cache.publish(second, [1, 2], 2, 2)
     assert first.pages[0] != second.pages[0]
     assert cache.imbalance([first, second]) is None
     cache.release(second)
@@ -111,7 +111,8 @@ class PageCacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def publish(self, data: st.DataObject) -> None:
         lease, token_ids = data.draw(st.sampled_from(self.leases))
-        self.cache.publish(lease, token_ids[: data.draw(st.integers(0, len(token_ids)))])
+        num_written = data.draw(st.integers(0, len(token_ids)))
+        self.cache.publish(lease, token_ids, num_written, num_written)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())

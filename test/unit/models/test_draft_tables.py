@@ -1,13 +1,21 @@
 """What the Mistral EAGLE drafts hold: names, shapes and counts of the published files."""
 
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
+from slipstream.errors import CheckpointError
+from slipstream.hf_transformers.inspect import inspect_draft
 from slipstream.hf_transformers.spec import TensorInfo
+from slipstream.models.match import Match
 from slipstream.models.tables import TABLES
 from slipstream.weights.accounting import account, placements
+from support.checkpoints import PARAMS
+from support.draft_checkpoints import draft_params, write_draft
+from support.moe_checkpoints import MLA_PARAMS, write_params
 
 MEDIUM: dict[str, Any] = {  # Medium-3.5-128B-EAGLE
     "vocab_size": 131072,
@@ -122,3 +130,36 @@ def test_what_belongs_to_the_target_is_unexpected(architecture: str, config: dic
     problems = account([*tensors, table, fake], expected, name_map)
     assert len(problems) == 1
     assert "tok_embeddings.weight" in problems[0]
+
+
+@pytest.mark.parametrize(("architecture", "config"), [(GQA, MEDIUM), (MLA, SMALL4), (MLA, LARGE3)], ids=str)
+def test_a_target_may_stand_beside_it(architecture: str, config: dict[str, Any]) -> None:
+    """No parameter of a draft has the name of one of its target, though tensors in their files have the same names."""
+    target = TABLES.get("MistralForCausalLM" if architecture == GQA else "Mistral4ForCausalLM")
+    own, others = TABLES.get(architecture).parameter_shapes(config), target.parameter_shapes(config)
+    assert all(name.startswith("draft.") for name in own)
+    assert not own.keys() & others.keys()
+    assert {name.removeprefix("draft.") for name in own} - others.keys() == {"eagle_linear"}
+
+
+@pytest.mark.parametrize(
+    ("params", "lost", "said"),
+    [
+        (PARAMS, "eagle_linear.weight", None),  # then it is no draft at all
+        (PARAMS, "norm.weight", "missing tensor norm.weight of shape [48]"),
+        (PARAMS, "layers.1.attention.wk.weight", "missing tensor layers.1.attention.wk.weight of shape [32, 48]"),
+        (MLA_PARAMS, "layers.0.attention.kv_a_norm.weight", "missing tensor layers.0.attention.kv_a_norm.weight"),
+    ],
+)
+def test_a_missing_tensor_has_its_name_in_the_file(
+    tmp_path: Path, params: dict[str, Any], lost: str, said: str | None
+) -> None:
+    tensors = load_file(write_draft(tmp_path / "whole", params) / "consolidated.safetensors")
+    del tensors[lost]
+    folder = write_params(tmp_path / "cut", draft_params(params, 2), tensors)
+    if said is None:
+        with pytest.raises(CheckpointError, match=r"this is a target, not a draft: it holds no eagle_linear\.weight"):
+            inspect_draft(str(folder))
+        return
+    [problem] = Match.of(inspect_draft(str(folder))).problems()
+    assert problem.startswith(said)

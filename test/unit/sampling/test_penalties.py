@@ -8,6 +8,7 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 
 from slipstream.errors import RequestError
 from slipstream.messages.sampling import SamplingParams
+from slipstream.sampling.paths import Paths
 from slipstream.sampling.penalties import Penalties
 
 CPU = torch.device("cpu")
@@ -87,7 +88,10 @@ def test_paths_count_for_their_own_row_and_are_not_kept() -> None:
     penalties.add(2, setting, PROMPT, len(PROMPT))
     paths = [[], [20], [1, 2], [20, 20]]
     found = logits.clone()
-    penalties.apply(found, [2, 2, 0, 2], paths)
+    # what is not counted lies on the paths of other rows, or is padding
+    token_ids = torch.tensor([[0, 0, 0], [9, 20, 0], [1, 2, 0], [20, 5, 20]])
+    counted = torch.tensor([[0, 0, 0], [0, 1, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool)
+    penalties.apply(found, [2, 2, 0, 2], Paths(token_ids, counted))
     assert torch.equal(found[2], logits[2])
     for row in (0, 1, 3):
         assert torch.equal(found[row], applied(setting, logits[:1], PROMPT + paths[row], len(PROMPT))[0])

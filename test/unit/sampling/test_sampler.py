@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slipstream.errors import RequestError
 from slipstream.messages.sampling import SamplingParams
+from slipstream.sampling.paths import Paths
 from slipstream.sampling.sampler import Sampler
+from support.exact_sampling import exact_joint
 
 CPU = torch.device("cpu")
 ChiSquare = Callable[[torch.Tensor, Sequence[float]], float]
@@ -54,41 +56,9 @@ MIXED: list[dict[str, Any]] = [
 ]
 
 
-def exact_distribution(params: SamplingParams, answer: Sequence[int]) -> list[float]:
-    """The probabilities of the next token after PROMPT and `answer`, step by step in double precision."""
-    logits = list(LOGITS)
-    for token in {*PROMPT, *answer}:
-        factor = params.repetition_penalty
-        logits[token] = logits[token] / factor if logits[token] > 0 else logits[token] * factor
-    for token, count in Counter(answer).items():
-        logits[token] -= params.presence_penalty + count * params.frequency_penalty
-    for token, bias in params.logit_bias.items():
-        logits[token] += bias
-    weights = [math.exp(logit / params.temperature) for logit in logits]
-    if len(answer) < params.min_new_tokens:
-        for token in params.stop_token_ids:
-            weights[token] = 0.0
-    order = sorted(range(VOCAB), key=lambda token: -weights[token])
-    if params.top_k:
-        order = order[: params.top_k]
-    total, before, nucleus = sum(weights[token] for token in order), 0.0, []
-    for token in order:
-        if before < params.top_p * total:
-            nucleus.append(token)
-        before += weights[token]
-    kept = [token for token in nucleus if weights[token] >= params.min_p * weights[order[0]] and weights[token] > 0]
-    total = sum(weights[token] for token in kept)
-    return [weights[token] / total if token in kept else 0.0 for token in range(VOCAB)]
-
-
-def exact_joint(params: SamplingParams) -> list[float]:
+def exact_pairs(params: SamplingParams) -> list[float]:
     """Probabilities of pairs (first token, second token), first * VOCAB + second."""
-    first = exact_distribution(params, [])
-    pairs = []
-    for token, prob in enumerate(first):
-        second = exact_distribution(params, [token]) if prob else [0.0] * VOCAB
-        pairs += [prob * other for other in second]
-    return pairs
+    return exact_joint(params, lambda answer: LOGITS, PROMPT)
 
 
 def pairs_of_positions(params: SamplingParams, num_draws: int) -> torch.Tensor:
@@ -98,8 +68,7 @@ def pairs_of_positions(params: SamplingParams, num_draws: int) -> torch.Tensor:
     logits = torch.tensor(LOGITS).repeat(num_draws, 1)
     starts = range(len(PROMPT), len(PROMPT) + 2 * num_draws, 2)
     first = sampler.draw(logits.clone(), [0] * num_draws, starts)
-    paths = [[token] for token in first.tolist()]
-    second = sampler.draw(logits.clone(), [0] * num_draws, [start + 1 for start in starts], paths)
+    second = sampler.draw(logits.clone(), [0] * num_draws, [start + 1 for start in starts], Paths.whole(first[:, None]))
     return first * VOCAB + second
 
 
@@ -123,7 +92,7 @@ def pairs_with_everything() -> torch.Tensor:
 def test_all_features_together_draw_the_exact_joint_distribution(
     pairs_with_everything: torch.Tensor, chi_square: ChiSquare
 ) -> None:
-    assert chi_square(pairs_with_everything, exact_joint(EVERYTHING)) > 0.001
+    assert chi_square(pairs_with_everything, exact_pairs(EVERYTHING)) > 0.001
 
 
 @pytest.mark.parametrize(
@@ -145,7 +114,7 @@ def test_all_features_together_draw_the_exact_joint_distribution(
 def test_each_feature_matters_to_that_test(
     without: dict[str, Any], pairs_with_everything: torch.Tensor, chi_square: ChiSquare
 ) -> None:
-    assert chi_square(pairs_with_everything, exact_joint(msgspec.structs.replace(EVERYTHING, **without))) < 1e-6
+    assert chi_square(pairs_with_everything, exact_pairs(msgspec.structs.replace(EVERYTHING, **without))) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -166,9 +135,9 @@ def test_each_feature_matters_to_that_test(
 )
 def test_each_feature_alone_draws_the_exact_joint_distribution(fields: dict[str, Any], chi_square: ChiSquare) -> None:
     params = msgspec.structs.replace(NEUTRAL, **fields)
-    assert chi_square(pairs_of_positions(params, 25_000), exact_joint(params)) > 0.001
+    assert chi_square(pairs_of_positions(params, 25_000), exact_pairs(params)) > 0.001
     if fields:  # negative control: the feature ignored
-        assert chi_square(pairs_of_positions(NEUTRAL, 25_000), exact_joint(params)) < 1e-6
+        assert chi_square(pairs_of_positions(NEUTRAL, 25_000), exact_pairs(params)) < 1e-6
 
 
 def test_temperature_zero_is_the_first_maximum_and_knows_no_noise() -> None:
@@ -249,7 +218,7 @@ def test_draw_along_a_path_equals_drawing_and_recording_one_by_one() -> None:
     for sampler in (one_by_one, along):
         sampler.add(0, params, PROMPT, 3)
     tokens = [int(one_by_one.sample(row.clone(), [0], [3 + step])) for step in range(6)]
-    paths = [tokens[:depth] for depth in range(6)]
+    paths = Paths(torch.tensor([tokens] * 6), torch.ones(6, 6, dtype=torch.bool).tril(-1))
     for _ in range(2):  # draw records nothing
         assert along.draw(row.repeat(6, 1), [0] * 6, range(3, 9), paths).tolist() == tokens
     along.record([0] * 6, torch.tensor(tokens))

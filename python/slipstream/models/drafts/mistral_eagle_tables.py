@@ -4,9 +4,11 @@ A decoder without embedding and head, which are the target's, behind `eagle_line
 and the target's hidden state before it, side by side, into one row of the usual width. The first layer keeps its
 attention_norm, and the final norm is applied. The decoder is dense with grouped-query attention (Medium 3.5's draft),
 or has latent attention, dense (Small 4's) or with experts (Large 3's).
+Our names of parameters begin with "draft.", so that the target's can stand beside them; those in files do not.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from slipstream.attention.layer import AttentionLayer
@@ -14,6 +16,7 @@ from slipstream.models.model_tables import ModelTables
 from slipstream.weights.name_map import NameMap, ParameterShape, Rule
 
 Config = Mapping[str, Any]
+DRAFT = "draft."  # begins the names of all parameters
 _OF_THE_TARGET = ("embedding", "head")
 
 
@@ -32,13 +35,14 @@ class MistralEagleTables:
         """Columns [0, D) of eagle_linear [D, 2 D] take the embedding, the others the hidden state."""
         dim, decoder = config["hidden_size"], self._decoder.parameter_shapes(config)
         return {
-            "eagle_linear": ParameterShape((dim, 2 * dim), quantizable=True, shard="columns"),
-            **{name: shape for name, shape in decoder.items() if name not in _OF_THE_TARGET},
+            f"{DRAFT}eagle_linear": ParameterShape((dim, 2 * dim), quantizable=True, shard="columns"),
+            **{DRAFT + name: shape for name, shape in decoder.items() if name not in _OF_THE_TARGET},
         }
 
     def name_map(self, config: Config, layout: str) -> NameMap:
         """Drafts of this kind exist only in Mistral's own layout."""
         assert layout == "mistral", layout
         decoder = self._decoder.name_map(config, layout)
-        rules = (rule for rule in decoder.rules if rule.parameter not in _OF_THE_TARGET)
-        return NameMap((Rule("eagle_linear.weight", "eagle_linear"), *rules), decoder.ignored)
+        own = (rule for rule in decoder.rules if rule.parameter not in _OF_THE_TARGET)
+        rules = (replace(rule, parameter=DRAFT + rule.parameter) for rule in own)
+        return NameMap((Rule("eagle_linear.weight", f"{DRAFT}eagle_linear"), *rules), decoder.ignored)

@@ -1,0 +1,70 @@
+"""What a start says of its drafts: how it speculates, and whether that is worth anything."""
+
+from slipstream.config.drafting import DraftShape
+from slipstream.config.processes import WorkerDrafts
+from slipstream.launch.prepare import Prepared
+from slipstream.launch.warm_up import WarmUp
+
+LOWEST_LENGTH = 1.1  # of a pair that belongs together; 1 is no draft at all
+
+
+def verdict(prepared: Prepared, warm_up: WarmUp) -> str:
+    """One line: algorithm, sizes, and the acceptance length of the canned run."""
+    drafts = _drafts(prepared)
+    kind = f" ({prepared.draft.kind})" if prepared.draft else ""
+    return f"speculation: {drafts.algorithm}{kind}, {_sizes(drafts.shape)}, {_measured(prepared, warm_up)}"
+
+
+def verdict_warnings(prepared: Prepared, warm_up: WarmUp) -> list[str]:
+    """What to check where drafts are hardly ever accepted, though they should be."""
+    drafts, length = _drafts(prepared), warm_up.acceptance_length
+    if _is_simulated(drafts):
+        return ["acceptance is simulated: speeds are what it would make them, answers are wrong"]
+    # of NGRAM it is natural, when a prompt holds nothing to look up
+    if prepared.draft is None or _is_random(prepared) or warm_up.problem:
+        return []
+    if length is not None and length >= LOWEST_LENGTH:
+        return []
+    found = f"an acceptance length of {length:.2f}" if length is not None else "no draft at all"
+    return [
+        f"the drafts do not hit: {found}, where at least {LOWEST_LENGTH} is expected of a draft and its target",
+        f"check that the draft {prepared.draft.path} was made for this very target, {prepared.spec.path}, "
+        f"and that both may run in {prepared.resolved.worker.dtype} (--dtype; stored are {prepared.draft.dtype} and "
+        f"{prepared.spec.dtype}); --speculative-algorithm none serves without drafts",
+    ]
+
+
+def _drafts(prepared: Prepared) -> WorkerDrafts:
+    drafts = prepared.resolved.worker.drafts
+    assert drafts is not None, "there is no verdict without speculation"
+    return drafts
+
+
+def _measured(prepared: Prepared, warm_up: WarmUp) -> str:
+    if warm_up.problem is not None and warm_up.stats is None:
+        return f"not measured: {warm_up.problem}"
+    length = warm_up.acceptance_length
+    text = "nothing drafted in the warm-up" if length is None else f"warm-up acceptance length {length:.2f}"
+    if _is_simulated(_drafts(prepared)):
+        text += ", simulated"
+    elif _is_random(prepared):
+        text += ", which means nothing with random weights"
+    return text if warm_up.problem is None else f"{text} ({warm_up.problem})"
+
+
+def _sizes(shape: DraftShape) -> str:
+    """
+    >>> _sizes(DraftShape(3, 1, 3)), _sizes(DraftShape(5, 4, 7))
+    ('K = 3', 'K = 5 in trees of 7 drafts (topk 4)')
+    """
+    tree = "" if shape.is_chain else f" in trees of {shape.num_nodes} drafts (topk {shape.topk})"
+    return f"K = {shape.depth}{tree}"
+
+
+def _is_simulated(drafts: WorkerDrafts) -> bool:
+    return drafts.simulated_length is not None or drafts.simulated_pattern != ()
+
+
+def _is_random(prepared: Prepared) -> bool:
+    """Whether weights of either model are random."""
+    return not prepared.spec.tensors or (prepared.draft is not None and not prepared.draft.tensors)

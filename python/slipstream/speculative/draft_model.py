@@ -1,0 +1,112 @@
+"""A draft model that follows the target: it reads the target's hidden states and keeps KV of its own."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from slipstream.attention.base import Layout
+from slipstream.attention.paging import make_layout
+from slipstream.errors import ConfigError
+from slipstream.hf_transformers.spec import DrafterSpec
+from slipstream.models.drafts.base import DraftModel, DraftOutput
+from slipstream.models.drafts.registry import DRAFT_MODELS
+from slipstream.models.tables import TABLES
+from slipstream.speculative.base import BaseSpeculator, Committed
+from slipstream.speculative.parts import LoadedDraft, SpeculatorParts
+
+
+class DraftModelSpeculator(BaseSpeculator):
+    """Owns the draft, its attention and its KV, which lies in pages with the target's ids; embedding and head are the
+    target's.
+
+    Row k of the draft joins the embedding of token k + 1 and the target's hidden state of token k, at position k and in
+    cache row k. Of each slot's last row the outputs are kept: drafting starts from them.
+    """
+
+    needs_hidden = True
+
+    def __init__(self, parts: SpeculatorParts) -> None:
+        draft = parts.draft
+        assert draft is not None, f"{parts.drafts.algorithm} needs a draft model, and the worker has loaded none"
+        self.check(draft.spec)
+        self.state, self.target, self.device = parts.state, parts.target, parts.device
+        self.model = self.load_draft_model(draft, parts.device)
+        layers = TABLES.get(draft.spec.architecture).attention_layers(draft.spec.config)
+        self.attention = draft.backend(layers, draft.caches)
+        kept = (parts.num_slots, int(draft.spec.text_config["hidden_size"]))
+        self._logits_hidden = torch.zeros(kept, dtype=parts.dtype, device=parts.device)
+        self._feedback_hidden = torch.zeros(kept, dtype=parts.dtype, device=parts.device)
+        self._num_rows: dict[int, int] = {}  # slot -> draft rows that are true; absent: nothing is kept
+
+    def check(self, spec: DrafterSpec) -> None:
+        """Raise ConfigError where the draft is not of the kind that this class can run."""
+        require(spec, embed="target", head="target", kv_role="own")
+
+    def load_draft_model(self, draft: LoadedDraft, device: torch.device) -> DraftModel:
+        """Build the model from its filled parameters."""
+        model = DRAFT_MODELS.get(draft.spec.architecture)(draft.spec.config, draft.parameters, device)
+        remaining = draft.parameters.remaining()
+        assert not remaining, f"{draft.spec.architecture} left parameters unused: {remaining}"
+        return model
+
+    def add(self, slot: int, token_ids: Sequence[int]) -> None:
+        """Nothing is known of the slot until extend()."""
+        assert slot not in self._num_rows, f"slot {slot} is followed already"
+
+    def record(self, slot: int, token_ids: Sequence[int]) -> None:
+        """extend() brings the same tokens as successors."""
+
+    def release(self, slot: int) -> None:
+        self._num_rows.pop(slot, None)
+
+    def extend(self, committed: Committed) -> None:
+        """Run the draft over final rows with the target's hidden states. What drafting left in their place goes."""
+        layout, positions = make_layout(
+            self.state.page_tables,
+            self.state.page_size,
+            committed.slots,
+            committed.starts,
+            committed.num_rows,
+            committed.num_decode,
+        )
+        x = self.target.embed(committed.successors, committed.images)
+        self._keep(committed, self.run_draft(x, committed.hidden, positions, layout))
+
+    def run_draft(self, x: Tensor, hidden: Tensor, positions: Tensor, layout: Layout) -> DraftOutput:
+        """One forward pass: embedded rows [T, D] and the hidden states [T, D] beside them, at `positions` [T]."""
+        self.attention.plan(layout)
+        return self.model.forward(x, hidden, positions, self.attention)
+
+    def kept(self, slots: Sequence[int]) -> DraftOutput:
+        """[B, D]: the draft's outputs of the row before each slot's bonus token, which predict the first draft."""
+        for slot in slots:
+            found, wanted = self._num_rows.get(slot), self.state.committed_len_cpu[slot]
+            assert found == wanted, f"slot {slot} has {wanted} committed tokens, but the draft has seen {found}"
+        index = torch.tensor(slots, device=self.device)
+        return DraftOutput(self._logits_hidden.index_select(0, index), self._feedback_hidden.index_select(0, index))
+
+    def _keep(self, committed: Committed, out: DraftOutput) -> None:
+        logits_hidden, feedback_hidden = out.logits_hidden, out.feedback_hidden
+        if len(logits_hidden) > len(committed.slots):
+            last = torch.tensor([end - 1 for end in accumulate(committed.num_rows)], device=self.device)
+            logits_hidden, feedback_hidden = logits_hidden.index_select(0, last), feedback_hidden.index_select(0, last)
+        slots = torch.tensor(committed.slots, device=self.device)
+        self._logits_hidden.index_copy_(0, slots, logits_hidden)
+        self._feedback_hidden.index_copy_(0, slots, feedback_hidden)
+        for slot, start, num_rows in zip(committed.slots, committed.starts, committed.num_rows, strict=True):
+            seen = self._num_rows.get(slot, start)
+            assert seen == start, f"the draft has {seen} rows of slot {slot}, but goes on at {start}"
+            self._num_rows[slot] = start + num_rows
+
+
+def require(spec: DrafterSpec, **wanted: object) -> None:
+    """Raise ConfigError unless the fields of `spec` have these values."""
+    for field, value in wanted.items():
+        found = getattr(spec, field)
+        if found != value:
+            raise ConfigError(
+                f"the draft {spec.path} has {field} {found!r}, but this way of drafting takes {value!r} only; "
+                "choose another --speculative-algorithm or another draft"
+            )
