@@ -33,12 +33,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 NEW_TOKENS = 24
 Prompt = str | list[int] | list[dict[str, str]]
 
-NAMES = (
-    "textwrap.dedent os.path.join json.dumps shutil.copytree itertools.chain functools.partial re.compile "
-    "collections.Counter random.choice math.gcd pathlib.Path string.Template heapq.merge bisect.insort csv.reader "
-    "glob.glob time.sleep logging.getLogger threading.Lock socket.socket argparse.ArgumentParser copy.deepcopy "
-    "inspect.signature types.SimpleNamespace tempfile.mkdtemp"
-).split()
+NAMES = ["textwrap.dedent", "os.path.join", "json.dumps", "shutil.copytree", "itertools.chain", "functools.partial", "re.compile", "collections.Counter", "random.choice", "math.gcd", "pathlib.Path", "string.Template", "heapq.merge", "bisect.insort", "csv.reader", "glob.glob", "time.sleep", "logging.getLogger", "threading.Lock", "socket.socket", "argparse.ArgumentParser", "copy.deepcopy", "inspect.signature", "types.SimpleNamespace", "tempfile.mkdtemp"]
 SOURCES = ("textwrap", "json.decoder", "heapq", "bisect", "shlex")
 
 
@@ -155,9 +150,7 @@ def plain_answers(model: str | None, prompts: Sequence[Prompt], sampled: bool) -
 
     options = {"speculative_algorithm": "none", "dtype": "float32", "random_seed": 0, "max_running_requests": 8}
     with Engine(model, **options) as engine:
-        return [
-            engine.generate(prompt, sampling(index, sampled))[0].token_ids for index, prompt in enumerate(prompts)
-        ]
+        return [engine.generate(prompt, sampling(index, sampled))[0].token_ids for index, prompt in enumerate(prompts)]
 
 
 def run_cell(

@@ -29,7 +29,8 @@ def page() -> str:
         default = "none" if field.default is None else field.default
         text = field.metadata["help"] + (f" (one of: {', '.join(choices)})" if choices else "")
         star = " *" if field.metadata["server_only"] else ""
-        rows.append(f"| `{flag_name(field.name)}`{star} | `{default}` | {text} |\n")
+        alias = f" or `{field.metadata['alias']}`" if field.metadata["alias"] else ""
+        rows.append(f"| `{flag_name(field.name)}`{alias}{star} | `{default}` | {text} |\n")
     return HEAD + "".join(rows)
 
 

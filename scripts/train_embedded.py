@@ -65,7 +65,7 @@ def run_draft(args: argparse.Namespace) -> None:
     recipe = DraftRecipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(DraftRecipe)})
     sizes = RowSizes(**{f.name: getattr(args, f.name) for f in dataclasses.fields(RowSizes)})
     size = (args.n_layers, args.hidden_dim)
-    train_on_corpus(args.target, args.corpus, args.out, size, sizes, recipe, args.device)
+    train_on_corpus(args.target, args.corpus, args.out, size, sizes, recipe, args.device, args.wall_seconds)
 
 
 def run_evaluate_draft(args: argparse.Namespace) -> None:
@@ -132,6 +132,7 @@ def _add_draft(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--n-layers", type=int, default=2)
     parser.add_argument("--hidden-dim", type=int, default=1472)
+    parser.add_argument("--wall-seconds", type=float, default=math.inf, help="limit on writing, compiling and training")
     for field in (*dataclasses.fields(DraftRecipe), *dataclasses.fields(RowSizes)):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     parser.set_defaults(run=run_draft)

@@ -24,6 +24,7 @@ from slipstream.launch.in_process import InProcessRuntime
 from slipstream.launch.prepare import prepare
 from slipstream.launch.process_runtime import ProcessRuntime
 from slipstream.launch.runtime import Runtime
+from slipstream.messages.sampling import DraftStats
 from slipstream.messages.to_server import TextOutput, TokenText, ToServer
 from slipstream.messages.to_tokenizer import ChatPrompt, Generate, Prompt, SchedulerReady, TextPrompt, TokenPrompt
 from slipstream.server.client import Client
@@ -32,6 +33,7 @@ from slipstream.server.media import inline_images
 from slipstream.server.schemas.base import parse
 from slipstream.server.schemas.generate import NativeSampling
 from slipstream.server.schemas.messages import check_messages
+from slipstream.server.schemas.speculation import Speculation
 from slipstream.server.seeds import SeedSource
 
 Promptlike = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -40,7 +42,10 @@ Promptlike = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Answer:
-    """One finished choice. `logprobs` has one entry for each token if they were asked for."""
+    """One finished choice. `logprobs` has one entry for each token if they were asked for.
+
+    `drafts` tells what speculation did for it; None: nothing was drafted.
+    """
 
     text: str
     token_ids: list[int]
@@ -51,6 +56,7 @@ class Answer:
     choice: int = 0
     logprobs: list[TokenText] | None = None
     prompt_logprobs: list[TokenText] | None = None
+    drafts: DraftStats | None = None
 
 
 @dataclass
@@ -72,6 +78,7 @@ class _Collected:
             choice=last.choice,
             logprobs=logprobs if last.logprobs is not None else None,
             prompt_logprobs=first.prompt_logprobs,
+            drafts=last.drafts,
         )
 
 
@@ -109,19 +116,24 @@ class Engine:
         *,
         top_logprobs: int | None = None,
         prompt_logprobs_from: int | None = None,
+        speculative: bool | None = None,
+        max_draft_tokens: int | None = None,
         progress: bool = False,
     ) -> list[Answer]:
         """Answer one prompt or many: all answers in order of prompts, and with n > 1 of choices within each.
 
         `sampling_params` takes the names of POST /generate: max_new_tokens, temperature, top_p, top_k, min_p, n,
         sampling_seed, stop, stop_token_ids, ignore_eos, min_new_tokens, presence_penalty, frequency_penalty,
-        repetition_penalty, logit_bias, skip_special_tokens. `top_logprobs` asks for logprobs of the answer, with that
-        many alternatives; `prompt_logprobs_from` for those of the prompt from this position on. `progress` shows a bar.
+        repetition_penalty, logit_bias, skip_special_tokens, accept_cap. `top_logprobs` asks for logprobs of the answer,
+        with that many alternatives; `prompt_logprobs_from` for those of the prompt from this position on.
+        `speculative` False answers without drafts, `max_draft_tokens` with at most so many in a step. `progress` shows
+        a bar.
         Raises RequestError for a wrong value, before anything runs, or for a prompt that is too long.
         """
         batch: Sequence[Promptlike] = prompts if _is_many(prompts) else [prompts]  # type: ignore[assignment,list-item]
         values = sampling_params or {}
-        requests = [self._request(prompt, values, top_logprobs, prompt_logprobs_from) for prompt in batch]
+        limits = parse(Speculation, {"speculative": speculative, "max_draft_tokens": max_draft_tokens})
+        requests = [self._request(prompt, values, limits, top_logprobs, prompt_logprobs_from) for prompt in batch]
         future = asyncio.run_coroutine_threadsafe(self._answer_all(requests, progress), self._loop)
         try:
             answers = future.result()
@@ -131,10 +143,17 @@ class Engine:
         return [replace(answer, prompt_index=index) for index, group in enumerate(answers) for answer in group]
 
     async def stream(
-        self, prompt: Promptlike, sampling_params: Mapping[str, Any] | None = None, *, top_logprobs: int | None = None
+        self,
+        prompt: Promptlike,
+        sampling_params: Mapping[str, Any] | None = None,
+        *,
+        top_logprobs: int | None = None,
+        speculative: bool | None = None,
+        max_draft_tokens: int | None = None,
     ) -> AsyncIterator[TextOutput]:
         """The outputs of one prompt as they come, in any event loop. Closing the iterator aborts the request."""
-        request = self._request(prompt, sampling_params or {}, top_logprobs, None)
+        limits = parse(Speculation, {"speculative": speculative, "max_draft_tokens": max_draft_tokens})
+        request = self._request(prompt, sampling_params or {}, limits, top_logprobs, None)
         here = asyncio.get_running_loop()
         queue: asyncio.Queue[TextOutput | Exception | None] = asyncio.Queue()
         pump = asyncio.run_coroutine_threadsafe(self._pump(request, here, queue), self._loop)
@@ -186,7 +205,12 @@ class Engine:
         self._ready.set()
 
     def _request(
-        self, prompt: Promptlike, values: Mapping[str, Any], top_logprobs: int | None, prompt_logprobs_from: int | None
+        self,
+        prompt: Promptlike,
+        values: Mapping[str, Any],
+        limits: Speculation,
+        top_logprobs: int | None,
+        prompt_logprobs_from: int | None,
     ) -> Generate:
         if self._closed or self._failure is not None:
             raise WorkerDied(self._failure or "the engine is closed")
@@ -194,7 +218,11 @@ class Engine:
         fields = parse(NativeSampling, dict(values), "sampling_params")
         _check_logprobs(top_logprobs, prompt_logprobs_from)
         sampling = fields.to_params(
-            config, seed=self._seeds.next(), top_logprobs=top_logprobs, prompt_logprobs_from=prompt_logprobs_from
+            config,
+            seed=self._seeds.next(),
+            top_logprobs=top_logprobs,
+            prompt_logprobs_from=prompt_logprobs_from,
+            max_draft_tokens=limits.draft_limit(config),
         )
         return Generate(
             rid=f"engine-{next(self._rids)}",

@@ -115,7 +115,9 @@ def _temperatures(rows: int, length: int, greedy_share: float, rng: np.random.Ge
     return np.take_along_axis(sampled, run_of, axis=1).astype(np.float32)
 
 
-def answered_questions(target: Target, rows: np.ndarray, rng: np.random.Generator, device: str) -> tuple[Tensor, Tensor]:
+def answered_questions(
+    target: Target, rows: np.ndarray, rng: np.random.Generator, device: str
+) -> tuple[Tensor, Tensor]:
     """Stored chat rows [n, length], each with one of its answers given by the target: tokens, weights.
 
     Only answers count, the earlier ones of the row included, and the few tokens after the last one.
@@ -156,5 +158,3 @@ def written_rows(
 def joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """All tokens, all weights."""
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([weights for _, weights in parts])
-
-

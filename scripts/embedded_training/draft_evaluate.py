@@ -147,5 +147,3 @@ class AcceptanceTest:
             "questions": greedy_replies(target, questions, ANSWER_TOKENS, EOS),
             "source": greedy_replies(target, cuts, COMPLETION_TOKENS, EOS),
         }
-
-

@@ -27,7 +27,7 @@ class RowSizes:
     source_batches: int = 2
     long_length: int = 2048
     chat_length: int = 128
-    written_rows: int = 65536  # continued by the target
+    written_rows: int = 98304  # continued by the target
     chat_rows: int = 40960
     at_once: int = 8192  # rows that the target continues together
     write_seconds: float = 60.0
@@ -70,8 +70,13 @@ def train_on_corpus(
     sizes: RowSizes,
     recipe: DraftRecipe,
     device: str,
+    wall_seconds: float,
 ) -> None:
-    """Trains a draft of `size` (layers, width of the feed-forward part) for the target in `folder`."""
+    """Trains a draft of `size` (layers, width of the feed-forward part) for the target in `folder`.
+
+    All of it, but for the import of torch, takes `wall_seconds` at most.
+    """
+    deadline = time.perf_counter() + wall_seconds
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     plain, target = EmbeddedTarget(folder, dtype, device), EmbeddedTarget(folder, dtype, device)
     if device == "cuda":
@@ -79,7 +84,7 @@ def train_on_corpus(
     torch.manual_seed(recipe.seed)
     parts = corpus_parts(plain, CorpusArrays(corpus, recipe.seed), sizes, device)
     tests = AcceptanceTest(plain, json.loads((corpus / "tests.json").read_text(encoding="utf-8")))
-    train_draft(target, draft_shape(target, *size), parts, recipe, out, measurement(plain, tests))
+    train_draft(target, draft_shape(target, *size), parts, recipe, out, measurement(plain, tests), deadline)
 
 
 def measure_draft(

@@ -9,8 +9,12 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from embedded_training.model import LAYER_TENSORS, EmbeddedModel, load_native, rms_norm, rotate_pairs
+
+# every decode step has a new length: kernels that are planned for one length would plan at every step
+_ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Target(Protocol):
@@ -51,13 +55,18 @@ class EmbeddedTarget:
     @torch.no_grad()
     def continue_rows(self, tokens: Tensor, starts: Tensor, temperatures: Tensor) -> Tensor:
         """See Target. All rows go forward together, those still in their prompts under its tokens."""
+        with sdpa_kernel(_ANY_LENGTH):
+            return self._continued(tokens, starts, temperatures)
+
+    def _continued(self, tokens: Tensor, starts: Tensor, temperatures: Tensor) -> Tensor:
         rows, length = tokens.clone(), tokens.shape[1]
         decoder = _CachedDecoder(self._model, len(rows), length)
         first = int(starts.min())
         hidden = decoder(rows[:, :first], 0)
         for t in range(first, length):
             logits = F.linear(rms_norm(hidden[:, -1], self._norm, self._model.shape.norm_eps), self.head).float()
-            noise = torch.empty_like(logits).exponential_().log().neg()  # Gumbel: argmax(logits / T + noise) is a draw
+            # Gumbel noise: argmax(logits / T + noise) is a draw at temperature T
+            noise = torch.empty_like(logits).exponential_().clamp_(min=1e-30).log().neg()
             chosen = torch.addcmul(logits, noise, temperatures[:, t, None]).argmax(-1)
             rows[:, t] = torch.where(t < starts, rows[:, t], chosen)
             if t + 1 < length:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -138,8 +139,12 @@ def train_draft(
     recipe: DraftRecipe,
     out: Path,
     measure: Callable[[DraftModel], dict[str, Any]],
+    deadline: float = math.inf,
 ) -> DraftModel:
-    """Trains for `recipe.seconds`, compiling not counted; writes the checkpoint and draft_training.json to `out`."""
+    """Trains for `recipe.seconds`, compiling not counted; writes the checkpoint and draft_training.json to `out`.
+
+    Training ends at `deadline` on time.perf_counter()'s clock if that is earlier; the learning rate then falls sooner.
+    """
     torch.manual_seed(recipe.seed)
     torch.set_float32_matmul_precision("high")
     device = target.head.device
@@ -151,7 +156,15 @@ def train_draft(
     started = time.perf_counter()
     step = DraftStep(target, draft, parts, recipe)
     print(f"ready to train after {time.perf_counter() - started:.1f} s", flush=True)
-    log = _run(draft, step, parts, recipe, measure)
+    seconds = min(recipe.seconds, deadline - time.perf_counter())
+    if seconds <= 0:
+        raise TimeoutError("no time is left to train: allow more, or write fewer rows")
+
+    def kept_and_measured(draft: DraftModel) -> dict[str, Any]:
+        save_draft(draft, target.params, out)
+        return measure(draft)
+
+    log = _run(draft, step, parts, recipe, seconds, kept_and_measured)
     save_draft(draft, target.params, out)
     record = {"recipe": asdict(recipe), "parameters": count, "torch": torch.__version__, "log": log}
     record["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
@@ -164,6 +177,7 @@ def _run(
     step: DraftStep,
     parts: Sequence[Part],
     recipe: DraftRecipe,
+    seconds: float,
     measure: Callable[[DraftModel], dict[str, Any]],
 ) -> list[dict[str, Any]]:
     optimizers: list[torch.optim.Optimizer] = [
@@ -187,7 +201,7 @@ def _run(
             if total.is_cuda:
                 torch.cuda.synchronize()
             elapsed = time.perf_counter() - started
-            progress = elapsed / recipe.seconds
+            progress = elapsed / seconds
         if progress * REPORTS >= reported + 1:
             reported = int(progress * REPORTS)
             losses = (total / counted).tolist()

@@ -5,13 +5,13 @@ Sizes come from Layout.kv_lens_cpu, which must be exact here, not an upper bound
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from slipstream.attention.base import Layout
 from slipstream.attention.masks import causal_mask, tree_mask
+from slipstream.attention.spans import DecodeSpan, decode_spans, has_one_row_each, padded_rows, rows_that_count
 
 _MAX_MASK_ELEMENTS = 2**23  # of one mask: bounds its memory to 32 MiB in fp32
 _MIN_WINDOW_ROWS = 256  # rows of a chunk that share a window's keys: fewer would make too many small products
@@ -20,20 +20,20 @@ _FREE_PADDING = 2048  # padded tokens that cost less than one more call
 
 @dataclass(frozen=True)
 class DecodeGroup:
-    """B requests padded to one number of rows M and one length L."""
+    """B requests that are padded to one number of rows M and to one length L."""
 
-    rows: Tensor | None  # int64 [B * M] of the step's rows, a request's last one repeated; None: the first B * M
+    rows: Tensor | None  # int64 [B * M] of the step's rows; None: the first B * M
     gather: Tensor  # int64 [B * L] cache rows
-    mask: Tensor | None  # [B, 1, 1 or M * heads of a KV head, L] added to the scores; None: nothing is masked
+    mask: Tensor | None  # [B, 1, 1 or M * heads_per_kv, L] added to the scores; None: nothing is masked
     size: int  # B
     num_rows: int = 1  # M
     kept: Tensor | None = None  # int64: which of the B * M rows are no padding; None: all
-    targets: Tensor | None = None  # int64: the step's rows that these are; None: the first ones
+    targets: Tensor | None = None  # int64: which of the step's rows those are; None: the first ones
 
 
 @dataclass(frozen=True)
 class ChunkBlock:
-    """Consecutive rows of one request, a chunk or too large for a group."""
+    """Consecutive rows of one request: of a chunk, or a decode request whose mask is too large for a group."""
 
     begin: int  # rows [begin, end) of the step
     end: int
@@ -49,18 +49,6 @@ class Gather:
     chunks: list[ChunkBlock]
 
 
-@dataclass(frozen=True)
-class _Span:
-    """A decode request's rows [begin, begin + num_rows) of the step and what it reads: positions [low, end)."""
-
-    request: int
-    begin: int
-    num_rows: int
-    low: int
-    end: int
-    start: int  # position of its first row, or of its tree's first node
-
-
 class GatherPlanner:
     """Plans for caches with pages of `page_size`; masks have `dtype`, that of the queries."""
 
@@ -68,11 +56,14 @@ class GatherPlanner:
         self._page_size = page_size
         self._dtype = dtype
         self._offsets = torch.arange(page_size, device=device)
+        self._zero = torch.zeros((), dtype=dtype, device=device)
+        self._minus_infinity = torch.full((), float("-inf"), dtype=dtype, device=device)
 
     def plan(self, layout: Layout, window: int | None, heads_per_kv: int = 1) -> Gather:
         """What a step reads where every row sees its last `window` positions; None: all of them.
 
-        `heads_per_kv` query heads share a KV head: that many rows of a mask are equal.
+        `heads_per_kv` query heads share a KV head; where decode requests have several rows, as many rows of their mask
+        are equal.
         """
         decode: list[DecodeGroup] = []
         chunks: list[ChunkBlock] = []
@@ -119,7 +110,7 @@ class GatherPlanner:
         self, layout: Layout, window: int | None, heads_per_kv: int
     ) -> tuple[list[DecodeGroup], list[ChunkBlock]]:
         """Decode requests of which some have several rows or a tree."""
-        spans = _spans(layout, window)
+        spans = decode_spans(layout, window)
         lens = [span.end - span.low for span in spans]
         groups: list[DecodeGroup] = []
         blocks: list[ChunkBlock] = []
@@ -134,28 +125,29 @@ class GatherPlanner:
                     groups.append(self._plan_group(layout, part, window, heads_per_kv))
         return groups, blocks
 
-    def _plan_group(self, layout: Layout, spans: list[_Span], window: int | None, heads_per_kv: int) -> DecodeGroup:
-        gather, mask = self._read(layout, spans, window)
+    def _plan_group(
+        self, layout: Layout, spans: list[DecodeSpan], window: int | None, heads_per_kv: int
+    ) -> DecodeGroup:
+        gather, mask = self._plan_reads(layout, spans, window)
         size, most, longest = mask.shape
         if most > 1 and heads_per_kv > 1:
             mask = mask.unsqueeze(2).expand(-1, -1, heads_per_kv, -1).reshape(size, -1, longest)
-        are_all, is_ragged = size == layout.num_decode, any(span.num_rows < most for span in spans)
+        device = gather.device
         rows = kept = targets = None
-        if is_ragged or not are_all:
-            padded = [span.begin + min(row, span.num_rows - 1) for span in spans for row in range(most)]
-            rows = targets = torch.tensor(padded, device=gather.device)
-        if is_ragged:
-            own = [index * most + row for index, span in enumerate(spans) for row in range(span.num_rows)]
-            kept = torch.tensor(own, device=gather.device)
-            targets = rows.index_select(0, kept) if rows is not None else None
-        return DecodeGroup(rows, gather.view(-1), mask.unsqueeze(1), size, most, kept, None if are_all else targets)
+        if size < layout.num_decode:
+            targets = torch.tensor([span.begin + row for span in spans for row in range(span.num_rows)], device=device)
+            rows = targets
+        if any(span.num_rows < most for span in spans):
+            rows = torch.tensor(padded_rows(spans, most), device=device)
+            kept = torch.tensor(rows_that_count(spans, most), device=device)
+        return DecodeGroup(rows, gather.view(-1), mask.unsqueeze(1), size, most, kept, targets)
 
-    def _plan_block(self, layout: Layout, span: _Span, window: int | None) -> ChunkBlock:
-        gather, mask = self._read(layout, [span], window)
+    def _plan_block(self, layout: Layout, span: DecodeSpan, window: int | None) -> ChunkBlock:
+        gather, mask = self._plan_reads(layout, [span], window)
         return ChunkBlock(span.begin, span.begin + span.num_rows, gather.view(-1), mask[0])
 
-    def _read(self, layout: Layout, spans: list[_Span], window: int | None) -> tuple[Tensor, Tensor]:
-        """Cache rows, int64 [B, L], and what is added to the scores of the requests' rows, [B, M, L]."""
+    def _plan_reads(self, layout: Layout, spans: list[DecodeSpan], window: int | None) -> tuple[Tensor, Tensor]:
+        """Cache rows, int64 [B, L], and what is added to the scores, [B, M, L]. Padding repeats the last row."""
         device = self._offsets.device
         values = [(span.request, span.num_rows - 1, span.low, span.end, span.start) for span in spans]
         requests, last_rows, lows, ends, starts = torch.tensor(values, device=device).unsqueeze(2).unbind(1)
@@ -170,11 +162,11 @@ class GatherPlanner:
             gather = self._cache_rows_from(tables, lows.view(-1), positions.shape[1])
         else:
             gather = self._cache_rows(tables, positions.shape[1])
-        # As above: what may be another request's is not read, here also the sink, where drafts beyond a request's
-        # pages were written.
-        gather = torch.where((positions >= ends) | (gather < self._page_size), gather[:, :1], gather)
-        mask = torch.zeros(visible.shape, dtype=self._dtype, device=device)
-        return gather, mask.masked_fill_(visible.logical_not_(), float("-inf"))
+        # As in _plan_decode, nothing that another request may have written is read: not what lies beyond the end, nor
+        # the sink, where drafts go for which a request has no page.
+        others = (positions >= ends).logical_or_(gather < self._page_size)
+        gather = torch.where(others, gather[:, :1], gather)
+        return gather, torch.where(visible, self._zero, self._minus_infinity)
 
     def _plan_chunk(self, layout: Layout, request: int, begin: int, window: int | None) -> list[ChunkBlock]:
         num_rows, kv_len = layout.num_rows[request], layout.kv_lens_cpu[request]
@@ -216,24 +208,6 @@ class GatherPlanner:
         # positions beyond a request's end are padding, which may lie beyond the table
         pages = tables.gather(1, columns.clamp(max=tables.shape[1] - 1)).long()
         return pages * self._page_size + (positions - columns * self._page_size)
-
-
-def has_one_row_each(layout: Layout) -> bool:
-    """Does every decode request have just its bonus token's row, with nothing but a chain before it?"""
-    return layout.tree is None and all(count == 1 for count in layout.num_rows[: layout.num_decode])
-
-
-def _spans(layout: Layout, window: int | None) -> list[_Span]:
-    """The decode requests; with a window they read from where a row at their start sees."""
-    num_rows, ends = layout.num_rows[: layout.num_decode], layout.kv_lens_cpu[: layout.num_decode]
-    firsts = tuple(end - count for end, count in zip(ends, num_rows, strict=True))
-    starts = firsts if layout.tree is None else layout.tree.starts
-    assert all(map(int.__le__, starts, firsts)), f"trees start at {starts}, beyond their first rows at {firsts}"
-    lows = [0 if window is None else max(start - window + 1, 0) for start in starts]
-    begins = accumulate(num_rows[:-1], initial=0)
-    return [
-        _Span(request, *span) for request, span in enumerate(zip(begins, num_rows, lows, ends, starts, strict=True))
-    ]
 
 
 def rows_per_block(kv_len: int, window: int) -> int:

@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def causal_mask(positions: Tensor, rows: Tensor, window: int | None) -> Tensor:
-    """bool [B, M, L]: may the row at rows[b, m] attend to positions[b, l]: not beyond its own, in a window of itself?
+    """bool [B, M, L]: the row at position rows[b, m] sees positions[b, l] up to its own, or the last `window` of these.
 
-    Both are int64, [B, L] and [B, M].
+    Both are int64: positions [B, L] and rows [B, M].
     """
     distances = rows.unsqueeze(2) - positions.unsqueeze(1)
     visible = distances >= 0
@@ -18,8 +18,8 @@ def causal_mask(positions: Tensor, rows: Tensor, window: int | None) -> Tensor:
 def tree_mask(visible: Tensor, nodes: Tensor, window: int | None) -> Tensor:
     """The same where a row attends to its ancestors in a tree and to all that lies before it.
 
-    `visible` is bool [B, M, nodes], see Tree, and `nodes` int64 [B, L]: positions counted from the tree's start. Parents
-    come before their children, so that counting what a row sees gives each ancestor's distance from the root.
+    `visible` is bool [B, M, number of nodes], see Tree; `nodes`, int64 [B, L], are positions counted from the tree's
+    start. Parents come before their children, so that counting what a row sees gives its ancestors' distances.
     """
     counts = visible.cumsum(2)
     num_seen = counts[:, :, -1:]  # the row's distance from the root, plus 1

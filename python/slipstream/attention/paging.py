@@ -62,19 +62,13 @@ def tree_positions(layout: Layout, positions: Tensor) -> Tensor:
     """
     tree = layout.tree
     assert tree is not None, "no tree, so the cache positions are those for RoPE"
-    num_rows = layout.num_rows[: layout.num_decode]
-    num_tree_rows = sum(num_rows)
-    depths = tree.visible.sum(2) - 1
-    if min(num_rows) == depths.shape[1]:
-        depths = depths.view(-1)
-    else:
-        width = depths.shape[1]
-        own = [request * width + row for request, count in enumerate(num_rows) for row in range(count)]
-        depths = depths.view(-1).index_select(0, torch.tensor(own, device=depths.device))
-    starts = torch.tensor(tree.starts, device=depths.device)
-    counts = torch.tensor(num_rows, device=depths.device)
-    depths = depths + starts.repeat_interleave(counts, output_size=num_tree_rows)
-    return torch.cat((depths, positions[num_tree_rows:]))
+    device, num_rows = positions.device, layout.num_rows[: layout.num_decode]
+    width = tree.visible.shape[1]
+    own = [request * width + row for request, count in enumerate(num_rows) for row in range(count)]
+    starts = [start for start, count in zip(tree.starts, num_rows, strict=True) for _ in range(count)]
+    own_rows, row_starts = torch.tensor((own, starts), dtype=torch.int64, device=device).unbind(0)
+    num_seen = tree.visible.sum(2).view(-1).index_select(0, own_rows)
+    return torch.cat((row_starts + num_seen - 1, positions[len(own) :]))
 
 
 def locate(page_tables: Tensor, slots: Tensor, positions: Tensor, page_size: int) -> Tensor:

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slipstream.attention.base import Layout
-from slipstream.attention.gather import ChunkBlock, DecodeGroup, Gather, GatherPlanner, has_one_row_each
+from slipstream.attention.gather import ChunkBlock, DecodeGroup, Gather, GatherPlanner
 from slipstream.attention.layer import AttentionLayer
+from slipstream.attention.spans import has_one_row_each
 
 
 class TorchNativeAttention:
@@ -27,6 +28,7 @@ class TorchNativeAttention:
         self._token_shapes = [layer.cache_shape for layer in layers]
         self._planner = GatherPlanner(caches[0].shape[1], caches[0].dtype, caches[0].device)
         self._windows = dict.fromkeys(layer.window for layer in layers)
+        self._kinds = [(layer.window, layer.num_heads // layer.num_kv_heads) for layer in layers]
         self._kv_rows = torch.empty(0, dtype=torch.int64)
         self._num_rows = 0
         self._gathers: list[Gather] = []  # of each layer
@@ -42,8 +44,8 @@ class TorchNativeAttention:
         self._num_rows = sum(layout.num_rows)
         longest = max(layout.kv_lens_cpu)
         limits = {window: None if window is None or window >= longest else window for window in self._windows}
-        one_row = has_one_row_each(layout)
-        keys = [(limits[layer.window], 1 if one_row else layer.num_heads // layer.num_kv_heads) for layer in self._layers]
+        ungrouped = has_one_row_each(layout)  # one mask serves all kinds of heads
+        keys = [(limits[window], 1 if ungrouped else heads_per_kv) for window, heads_per_kv in self._kinds]
         gathers = {key: self._planner.plan(layout, *key) for key in dict.fromkeys(keys)}
         self._gathers = [gathers[key] for key in keys]
 
@@ -76,14 +78,14 @@ class TorchNativeAttention:
             q = q.index_select(0, group.rows)
         if group.num_rows == 1:
             grouped = q.reshape(group.size, spec.num_kv_heads, -1, spec.head_dim)
-        else:
-            split = q.reshape(group.size, group.num_rows, spec.num_kv_heads, -1, spec.head_dim)
-            grouped = split.transpose(1, 2).flatten(2, 3)
+        else:  # a request's rows too: [B, KV heads, M * heads_per_kv, head_dim]
+            by_row = q.reshape(group.size, group.num_rows, spec.num_kv_heads, -1, spec.head_dim)
+            grouped = by_row.transpose(1, 2).flatten(2, 3)
         out = F.scaled_dot_product_attention(grouped, parts[0], parts[-1], attn_mask=group.mask, scale=spec.scale)
         if spec.latent_dim:
             out = out[..., : spec.latent_dim]
         if group.num_rows > 1:
-            out = out.unflatten(2, (group.num_rows, -1)).transpose(1, 2)
+            out = out.view(group.size, spec.num_kv_heads, group.num_rows, -1, spec.value_dim).transpose(1, 2)
         out = out.reshape(group.size * group.num_rows, -1)
         return out if group.kept is None else out.index_select(0, group.kept)
 

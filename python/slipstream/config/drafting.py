@@ -35,8 +35,8 @@ def read_algorithm(text: str) -> str:
 
 @dataclass(frozen=True)
 class DraftShape:
-    """Drafts of one step form a tree below the bonus token: every node has up to `topk` children, no path is longer than
-    `depth`, and there are at most `num_nodes` drafts. With topk 1 the tree is a chain and num_nodes is depth.
+    """Drafts of one step form a tree below the bonus token: every node has up to `topk` children, no path is longer
+    than `depth`, and there are at most `num_nodes` drafts. With topk 1 the tree is a chain and num_nodes is depth.
     """
 
     depth: int

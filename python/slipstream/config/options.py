@@ -99,7 +99,7 @@ class LaunchOptions:
     )
     speculative_use_rejection_sampling: bool = flag(
         False,
-        "accept drafts by rejection sampling: lossless as well, but answers to a seed change; for chains of EAGLE",
+        "accept drafts by rejection sampling, for chains of EAGLE: lossless, but a seed gives other answers",
     )
     speculative_ngram_min_match_window_size: int | Auto = flag(
         AUTO, "NGRAM: shortest run of tokens that is looked up; auto: 2", minimum=1, maximum=64

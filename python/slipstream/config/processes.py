@@ -36,6 +36,7 @@ class ServerConfig:
     allowed_media_domains: tuple[str, ...]  # hosts that images may be fetched from
     random_seed: int
     log_level: str
+    speculative_algorithm: str | None = None  # None: no speculation
 
 
 @dataclass(frozen=True)

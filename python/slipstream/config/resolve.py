@@ -80,7 +80,7 @@ def resolve(
     shared = _shared(chooser, options, model, machine, system_seed)
     drafts = resolve_drafts(chooser, options, draft, max_steps_in_flight=shared.max_steps_in_flight)
     return Resolved(
-        _server(chooser, shared, options, model),
+        _server(chooser, shared, options, model, drafts),
         _tokenizer(chooser, shared, options, model),
         _scheduler(chooser, shared, drafts),
         _worker(chooser, shared, options, model, machine, drafts),
@@ -117,7 +117,9 @@ def _shared(chooser: Chooser, options: LaunchOptions, model: ModelFacts, machine
     )
 
 
-def _server(chooser: Chooser, shared: _Shared, options: LaunchOptions, model: ModelFacts) -> ServerConfig:
+def _server(
+    chooser: Chooser, shared: _Shared, options: LaunchOptions, model: ModelFacts, drafts: Drafts | None
+) -> ServerConfig:
     pick = chooser.choose
     name = pick(
         "served_model_name",
@@ -143,6 +145,7 @@ def _server(chooser: Chooser, shared: _Shared, options: LaunchOptions, model: Mo
         allowed_media_domains=domains,
         random_seed=shared.random_seed,
         log_level=shared.log_level,
+        speculative_algorithm=drafts.worker.algorithm if drafts else None,
     )
 
 

@@ -214,7 +214,8 @@ class _Repository:
                     f"{host}; check the spelling, or, if it is private, {log_in}"
                 )
             case RevisionNotFoundError():
-                return f"the repository has no revision {self._revision!r}; {self._revision_flag} takes a branch, tag or commit"
+                known = f"{self._revision_flag} takes a branch, tag or commit"
+                return f"the repository has no revision {self._revision!r}; {known}"
             case HfHubHTTPError():
                 status = error.response.status_code
                 what = log_in if status in (401, 403) else "try again later"

@@ -68,11 +68,10 @@ class Server:
         """Serve until a signal (0) or a failure (1)."""
         self._catch_signals()
         self._introduce()
-        resolved = self._prepared.resolved
-        cluster = Cluster(resolved, self._on_message)
+        cluster = Cluster(self._prepared.resolved, self._on_message)
         self._client = Client(cluster.to_tokenizer)
         self._own_client = Client(cluster.to_tokenizer)  # for the canned run, which is not to show in metrics
-        options = {name: value for name, (value, _) in resolved.reasons.items()}
+        options = {name: value for name, (value, _) in self._prepared.resolved.reasons.items()}
         app = create_app(self._config, self._client, self._state, lambda: options)
         http = HttpServer(
             uvicorn.Config(
@@ -121,8 +120,8 @@ class Server:
         self._display.line(f"model {name} from {spec.path}: {spec.layout_reason}")
         self._display.line(f"model {name}: {in_one_line(spec)}")
         if draft is not None:
-            self._display.line(f"draft {draft.name} from {draft.path}: {draft.layout_reason}")
-            self._display.line(f"draft {draft.name}: {draft_in_one_line(draft)}")
+            self._display.line(f"draft from {draft.path}: {draft.layout_reason}")
+            self._display.line(f"draft: {draft_in_one_line(draft)}")
         for warning in self._prepared.warnings:
             self._display.line(f"warning: {warning}")
 

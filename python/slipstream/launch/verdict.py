@@ -16,20 +16,17 @@ def verdict(prepared: Prepared, warm_up: WarmUp) -> str:
 
 
 def verdict_warnings(prepared: Prepared, warm_up: WarmUp) -> list[str]:
-    """What to check where drafts are hardly ever accepted, though they should be."""
-    drafts, length = _drafts(prepared), warm_up.acceptance_length
+    """What to know and to check where the drafts of a model are hardly ever accepted, or acceptance is pretended."""
+    drafts, length, draft = _drafts(prepared), warm_up.acceptance_length, prepared.draft
     if _is_simulated(drafts):
         return ["acceptance is simulated: speeds are what it would make them, answers are wrong"]
-    # of NGRAM it is natural, when a prompt holds nothing to look up
-    if prepared.draft is None or _is_random(prepared) or warm_up.problem:
+    # with NGRAM a low length is natural: the question holds nothing to look up
+    if length is None or length >= LOWEST_LENGTH or draft is None or _is_random(prepared):
         return []
-    if length is not None and length >= LOWEST_LENGTH:
-        return []
-    found = f"an acceptance length of {length:.2f}" if length is not None else "no draft at all"
     return [
-        f"the drafts do not hit: {found}, where at least {LOWEST_LENGTH} is expected of a draft and its target",
-        f"check that the draft {prepared.draft.path} was made for this very target, {prepared.spec.path}, "
-        f"and that both may run in {prepared.resolved.worker.dtype} (--dtype; stored are {prepared.draft.dtype} and "
+        f"drafts are hardly ever accepted: an acceptance length under {LOWEST_LENGTH} gains nothing",
+        f"check that the draft {draft.path} was made for this very target, {prepared.spec.path}, and that "
+        f"{prepared.resolved.worker.dtype} suits both (--dtype; the draft is stored in {draft.dtype}, the target in "
         f"{prepared.spec.dtype}); --speculative-algorithm none serves without drafts",
     ]
 

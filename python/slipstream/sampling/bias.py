@@ -6,7 +6,7 @@ import torch
 
 from slipstream.errors import RequestError
 from slipstream.messages.sampling import SamplingParams
-from slipstream.sampling.rows import rows_using
+from slipstream.sampling.rows import index_entries, rows_using
 
 
 class LogitBias:
@@ -37,5 +37,6 @@ class LogitBias:
 
     def apply(self, logits: torch.Tensor, slots: Sequence[int]) -> None:
         """Add the biases. In place. logits: [rows, vocab] fp32."""
-        for row in rows_using(slots, self._biases):
-            logits[row].index_add_(0, *self._biases[slots[row]])
+        if rows := rows_using(slots, self._biases):
+            ids, values = zip(*(self._biases[slots[row]] for row in rows), strict=True)
+            logits.index_put_(index_entries(rows, ids), torch.cat(values), accumulate=True)

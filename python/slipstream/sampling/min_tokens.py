@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from slipstream.messages.sampling import SamplingParams
+from slipstream.sampling.rows import index_entries, take_rows
 
 
 class MinTokens:
@@ -34,13 +35,23 @@ class MinTokens:
         """
         if not self._masks:
             return
+        rows, masks = [], []
         for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
             if (entry := self._masks.get(slot)) and position < entry[0]:
-                mask_unless_empty_(logits[row], entry[1])
+                rows.append(row)
+                masks.append(entry[1])
+        if rows:
+            mask_unless_empty_(logits, rows, masks)
 
 
-def mask_unless_empty_(logits: torch.Tensor, ids: torch.Tensor) -> None:
-    """Set `logits` [vocab] to -inf at `ids` [n] int64, unless that leaves nothing above -inf. In place, no sync."""
-    kept = logits[ids]
-    logits[ids] = -torch.inf
-    logits[ids] = torch.where(logits.amax() == -torch.inf, kept, -torch.inf)
+def mask_unless_empty_(logits: torch.Tensor, rows: Sequence[int], masks: Sequence[torch.Tensor]) -> None:
+    """Set row rows[i] of `logits` [n, vocab] to -inf at masks[i] [m] int64, unless that leaves nothing above -inf.
+
+    In place, without a look at the device. `rows` ascend.
+    """
+    entry, ids = index_entries(range(len(rows)), masks)
+    at = torch.tensor(rows, device=logits.device)[entry]
+    kept = logits[at, ids]
+    logits[at, ids] = -torch.inf
+    is_empty = take_rows(logits, rows).amax(dim=-1) == -torch.inf
+    logits[at, ids] = torch.where(is_empty[entry], kept, -torch.inf)

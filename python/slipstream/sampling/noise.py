@@ -103,10 +103,10 @@ class Noise:
     ) -> torch.Tensor:
         """[rows] int64 for gumbel(). `positions` are the absolute positions of the tokens to draw."""
         device = self._keys.device
-        keys = self._keys[torch.tensor(slots, device=device)]
+        keys = self._keys[torch.tensor(slots, dtype=torch.int64, device=device)]
         if stream != Stream.TARGET:
             keys = child_keys(keys, torch.tensor(-2 - stream, device=device))
-        return child_keys(keys, torch.as_tensor(positions, device=device))
+        return child_keys(keys, torch.as_tensor(positions, dtype=torch.int64, device=device))
 
     def apply(
         self,

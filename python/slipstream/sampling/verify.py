@@ -70,9 +70,13 @@ def verify(candidates: Candidates, drawn: Tensor, is_finite: Tensor, caps: Tenso
     if candidates.num_nodes == 1:
         root = torch.zeros_like(drawn)
         return Accepted(root, drawn, root[:, 0] + 1, is_finite[:, 0])
-    at_parents = drawn[:, :-1] if candidates.is_chain else drawn.gather(1, candidates.parents)
-    way = descend(candidates, at_parents == candidates.token_ids)
-    return Accepted.cut(way.nodes, drawn.gather(1, way.nodes), way.length + 1, is_finite, caps)
+    if candidates.is_chain:
+        way = descend(candidates, drawn[:, :-1] == candidates.token_ids)
+        along = drawn
+    else:
+        way = descend(candidates, drawn.gather(1, candidates.parents) == candidates.token_ids)
+        along = drawn.gather(1, way.nodes)
+    return Accepted.cut(way.nodes, along, way.length + 1, is_finite, caps)
 
 
 def descend(candidates: Candidates, enters: Tensor) -> Way:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable
 
 PRIOR = 0.7  # worth trying; a few steps tell
-PRIOR_WEIGHT = 4.0  # trials that the prior counts for
+PRIOR_WEIGHT = 4.0  # trials that a prior counts for
+DOUBT_WEIGHT = 2.0  # the same, when the past is doubted
 SHORT_TRIALS, SHORT_STEPS = 12, 3  # memory that notices a change
 LONG_TRIALS, LONG_STEPS = 128, 16  # memory that the estimate is made of
 SURPRISE = 2.5  # standard deviations between the two memories that chance does not explain
@@ -26,6 +27,7 @@ class AcceptanceEstimator:
 
     def __init__(self, depth: int) -> None:
         self._positions = [_Position() for _ in range(depth)]
+        self._positions[0].set(PRIOR_WEIGHT, PRIOR)
 
     def observe(self, outcomes: Iterable[tuple[int, int]]) -> None:
         """Take one step's (drafts that could have been accepted, drafts accepted) of each slot."""
@@ -43,7 +45,7 @@ class AcceptanceEstimator:
 
     def expected(self, depth: int) -> float:
         """Mean number of accepted drafts of a path of `depth`."""
-        total, survival, probability = 0.0, 1.0, PRIOR
+        total, survival, probability = 0.0, 1.0, None
         for position in self._positions[:depth]:
             probability = position.mean(probability)
             survival *= probability
@@ -51,9 +53,11 @@ class AcceptanceEstimator:
         return total
 
     def doubt(self) -> None:
-        """Keep only a hint of the past: the next few trials decide."""
-        for position in self._positions:
-            position.scale(1 / max(1.0, position.trials))
+        """Keep no more than a hint of the past: the next few trials decide."""
+        first, *others = self._positions
+        first.set(DOUBT_WEIGHT, (first.mean() + PRIOR) / 2)
+        for position in others:
+            position.scale(DOUBT_WEIGHT / max(DOUBT_WEIGHT, position.trials))
 
 
 class _Position:
@@ -77,8 +81,14 @@ class _Position:
         if abs(self._recent_hits / self._recent_trials - mean) > SURPRISE * deviation:
             self.trials, self._hits = self._recent_trials, self._recent_hits
 
-    def mean(self, prior: float) -> float:
+    def mean(self, prior: float | None = None) -> float:
+        if prior is None:
+            return self._hits / self.trials
         return (self._hits + PRIOR_WEIGHT * prior) / (self.trials + PRIOR_WEIGHT)
+
+    def set(self, trials: float, mean: float) -> None:
+        self.trials = self._recent_trials = trials
+        self._hits = self._recent_hits = trials * mean
 
     def scale(self, factor: float) -> None:
         self.trials *= factor

@@ -26,11 +26,13 @@ class Drafting:
         """Longest path of drafts in the steps of now; None: served without drafts."""
         return self._controller.depth if self._controller is not None else None
 
-    def admits_warm(self, sequence: Sequence) -> bool:
-        """Whether the draft is to follow a sequence that is about to get a slot."""
-        if self._controller is None or not self.has_kv or sequence.sampling.max_draft_tokens == 0:
-            return False
-        return self._controller.admits_warm()
+    def may_be_warm(self, sequence: Sequence) -> bool:
+        """Whether the draft could follow a sequence that is about to get a slot."""
+        return self.has_kv and sequence.sampling.max_draft_tokens != 0
+
+    def admits_warm(self) -> bool:
+        """Whether it is to follow a sequence that could be followed and gets a slot now."""
+        return self._controller is not None and self._controller.admits_warm()
 
     def goes_cold(self) -> bool:
         """Whether the draft is to stop following all that it follows now."""

@@ -6,9 +6,9 @@
     take_outputs()     what the tokenizer has to hear
 
 Up to `max_steps_in_flight` plans are out at once, so a plan never depends on what the step before will sample: the
-scheduler knows how many tokens may come at least and at most, has pages for the most, and leaves tokens to the worker. A
-sequence that stopped may therefore have one step too many in flight; its result is dropped, and its pages may be given
-out at once because plans execute in order.
+scheduler knows how many tokens may come at least and at most, has pages for the most, and leaves tokens to the worker.
+A sequence that stopped may therefore have one step too many in flight; its result is dropped, and its pages may be
+given out at once because plans execute in order.
 """
 
 from collections import deque
@@ -195,16 +195,17 @@ class Scheduler:
 
     def _cool(self) -> None:
         """From this plan on the draft follows no running sequence, if that is decided; what is in flight it keeps."""
-        warm = [sequence for sequence in self._running if sequence.warm]
-        if not warm or not self._drafting.goes_cold():
+        if not self._drafting.goes_cold():
             return
-        for sequence in warm:
+        for sequence in self._running:
+            if not sequence.warm:
+                continue
             assert sequence.slot is not None
             sequence.warm = False
             self._cold_slots.append(sequence.slot)
 
     def _plan_decodes(self, builder: PlanBuilder) -> None:
-        """First a page for everybody's next token, then drafts from what is left: they never cost anybody a slot."""
+        """First a page for everybody's next token, then drafts from what is left."""
         decoding = [
             sequence
             for sequence in list(self._running)
@@ -219,9 +220,11 @@ class Scheduler:
             builder.add_decode(sequence, depth)
 
     def _make_room(self, sequence: Sequence, builder: PlanBuilder) -> bool:
-        """See that a step without drafts has its page, preempting the youngest if need be; False if it was itself."""
+        """See that a step without drafts has its page, preempting the youngest if need be; False if there is none."""
         missing = self._num_pages_missing(sequence, depth=0)
         while missing > self._pages.num_available:
+            if sequence.num_drafting:
+                return False  # what is in flight may bring fewer tokens than it might: better wait for it
             victim = self._running[-1]  # the builder has nothing of it yet: it comes after `sequence`, or is it
             self._preempt(victim)
             if victim is sequence:
@@ -279,20 +282,23 @@ class Scheduler:
         """Give the sequence a slot and pages for all its tokens and the next one; False if they are not to be had."""
         if sequence.refused_at == self._pages.num_releases:
             return False
-        warm = self._drafting.admits_warm(sequence)
-        lease = self._pages.lease(sequence.key, match=not sequence.wants_prompt_logprobs, valid_only=warm)
+        may_be_warm = self._drafting.may_be_warm(sequence)
+        lease = self._lease(sequence, valid_only=may_be_warm)
         missing = self._num_pages_for(sequence.num_known + 1) - len(lease.pages)
-        # Each running sequence may soon want a page; without that reserve the newcomer would be preempted right away.
+        # Each running sequence may soon want pages; without that reserve the newcomer would be preempted right away.
         reserve = len(self._running) * self._num_pages_for(1 + (self._drafting.depth or 0))
         if missing + reserve > self._pages.num_available and (self._running or missing > self._pages.num_available):
             self._pages.release(lease)
             sequence.refused_at = self._pages.num_releases
             return False
+        sequence.warm = may_be_warm and self._drafting.admits_warm()  # asked only when it is sure to be admitted
+        if may_be_warm and not sequence.warm:
+            lease = self._longer_lease(sequence, lease)
+            missing = self._num_pages_for(sequence.num_known + 1) - len(lease.pages)
         self._waiting.remove(sequence)
         self._running.append(sequence)
         sequence.slot = self._free_slots.pop()
         sequence.lease = lease
-        sequence.warm = warm
         sequence.prefill_end = sequence.num_known
         sequence.num_planned = len(lease.nodes) * self._config.page_size
         self._confirm(sequence, sequence.num_planned)
@@ -304,6 +310,17 @@ class Scheduler:
         self._pages.extend(lease, missing)
         builder.admit(sequence)
         return True
+
+    def _lease(self, sequence: Sequence, valid_only: bool) -> PageLease:
+        return self._pages.lease(sequence.key, match=not sequence.wants_prompt_logprobs, valid_only=valid_only)
+
+    def _longer_lease(self, sequence: Sequence, lease: PageLease) -> PageLease:
+        """In place of `lease`, of valid pages, one that takes others too, if it is longer and the rest still fits."""
+        other = self._lease(sequence, valid_only=False)
+        missing = self._num_pages_for(sequence.num_known + 1) - len(other.pages)
+        is_better = len(other.pages) > len(lease.pages) and missing <= self._pages.num_available
+        self._pages.release(lease if is_better else other)
+        return other if is_better else lease
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue; what is computed stays in the tree as long as nobody needs its pages."""

@@ -80,7 +80,7 @@ class Sequence:
         return self.length_lb + self.num_drafting
 
     def put_in_flight(self, samples: bool, depth: int) -> None:
-        """A step has a row of this sequence: with `samples` it will bring a token, and up to `depth` accepted drafts."""
+        """A step has a row of this sequence; with `samples` it brings a token, after up to `depth` accepted drafts."""
         self.num_in_flight += 1
         self.num_sampling += samples
         self.num_drafting += depth

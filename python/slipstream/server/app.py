@@ -31,7 +31,7 @@ def create_app(
 
     `server_info` gives the resolved options of the whole run for /get_server_info; secrets in it are masked there.
     """
-    metrics = Metrics(state, lambda: client.num_choices)
+    metrics = Metrics(state, lambda: client.num_choices, speculates=config.speculative_algorithm is not None)
     client.observe(metrics)
     state.started_at = state.started_at or int(time.time())
     media = MediaLoader(config.allowed_media_domains)

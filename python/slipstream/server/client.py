@@ -411,7 +411,9 @@ def _to_error(failed: RequestFailed) -> RequestError:
 def _aborted(request: _Request, choice: int) -> TextOutput:
     """The last output of a choice that was ended from here, with the counts as far as they are known."""
     last = request.last.get(choice)
-    prompt_len, num_cached, num_generated = (
-        (last.prompt_len, last.num_cached, last.num_generated) if last is not None else (0, 0, 0)
+    finish = FinishReason("abort")
+    if last is None:
+        return TextOutput(request.rid, choice, "", [], 0, 0, 0, finish)
+    return TextOutput(
+        request.rid, choice, "", [], last.prompt_len, last.num_cached, last.num_generated, finish, drafts=last.drafts
     )
-    return TextOutput(request.rid, choice, "", [], prompt_len, num_cached, num_generated, FinishReason("abort"))

@@ -37,6 +37,7 @@ MinP = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
 Seed = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)]
+MaxDraftTokens = Annotated[int, Field(ge=0, le=2**31 - 1)]  # a ceiling, too
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 LogitBias = Annotated[dict[str, Bias], Field(max_length=MAX_LOGIT_BIAS)]  # token id, as JSON keys are: text -> bias

@@ -11,10 +11,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from slipstream.messages.to_tokenizer import SchedulerStatus
+from slipstream.messages.to_tokenizer import Counters, SchedulerStatus
 from slipstream.server.state import ServerState
 
 PREFIX = "slipstream_"
+VLLM_PREFIX = "vllm:"
 NO_STATUS = SchedulerStatus(0, 0, 0, 0, 0, 0.0)
 
 
@@ -57,6 +58,13 @@ REPORTED = (
     ),
 )
 
+# Of a server that speculates; each under our prefix and, as dashboards for vLLM know it, under VLLM_PREFIX.
+DRAFTED: tuple[tuple[str, str, Callable[[Counters], int]], ...] = (
+    ("num_drafts", "Verify steps: of one choice, with at least one draft", lambda c: c.num_drafts),
+    ("num_draft_tokens", "Drafts that were verified", lambda c: c.num_draft_tokens),
+    ("num_accepted_tokens", "Drafts that were accepted", lambda c: c.num_accepted_tokens),
+)
+
 # name -> (help, label)
 COUNTED = {
     "requests": ("Requests that ended, by outcome: stop, length, abort, error", "outcome"),
@@ -84,9 +92,9 @@ TIMED = {
 class Metrics:
     """All metrics of one server. An Observer of its Client."""
 
-    def __init__(self, state: ServerState, num_in_flight: Callable[[], int]) -> None:
+    def __init__(self, state: ServerState, num_in_flight: Callable[[], int], *, speculates: bool) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_StateCollector(state, num_in_flight))
+        self._registry.register(_StateCollector(state, num_in_flight, speculates))
         self._counters = {
             name: Counter(PREFIX + name, text, (label,), registry=self._registry)
             for name, (text, label) in COUNTED.items()
@@ -124,9 +132,10 @@ class Metrics:
 class _StateCollector(Collector):
     """Reads the state when scraped; keeps nothing."""
 
-    def __init__(self, state: ServerState, num_in_flight: Callable[[], int]) -> None:
+    def __init__(self, state: ServerState, num_in_flight: Callable[[], int], speculates: bool) -> None:
         self._state = state
         self._num_in_flight = num_in_flight
+        self._speculates = speculates
 
     def collect(self) -> Iterator[Metric]:
         status = self._state.status or NO_STATUS
@@ -140,3 +149,22 @@ class _StateCollector(Collector):
         }
         for name, (text, value) in own.items():
             yield GaugeMetricFamily(PREFIX + name, text, value=value)
+        if self._speculates:
+            yield from _speculation(status)
+
+
+def _speculation(status: SchedulerStatus) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        PREFIX + "spec_num_steps", "Longest path of drafts in the steps of now (K)", value=status.draft_depth or 0
+    )
+    for prefix in (PREFIX, VLLM_PREFIX):
+        for name, text, read in DRAFTED:
+            yield CounterMetricFamily(f"{prefix}spec_decode_{name}", text, value=read(status.counters))
+        family = CounterMetricFamily(
+            f"{prefix}spec_decode_num_accepted_tokens_per_pos",
+            "Verify steps that accepted the draft at this position, from 0",
+            labels=["position"],
+        )
+        for position, count in enumerate(status.counters.num_accepted_per_position):
+            family.add_metric([str(position)], count)
+        yield family

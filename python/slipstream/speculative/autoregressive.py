@@ -105,7 +105,8 @@ class AutoRegressiveSpeculator(DraftModelSpeculator):
                 positions = self.advance_draft_positions(positions[:size])
                 x, starts = token_ids[:size, step - 1], active.shifted(step - 1)
                 out = self._run_level(active, starts, x, out.feedback_hidden[:size], positions, None)
-            paths = Paths.whole(token_ids[:size, :step]) if step else None
+            needs_paths = step > 0 and self.sampler.uses_paths(active.slots)
+            paths = Paths.whole(token_ids[:size, :step]) if needs_paths else None
             drawn, drawn_from = self.sample_draft(
                 out.logits_hidden[:size], active.slots, active.shifted(step + 1), paths
             )
@@ -136,7 +137,8 @@ class AutoRegressiveSpeculator(DraftModelSpeculator):
             )
             slots = [slot for slot in active.slots for _ in range(topk)]
             targets = [position for position in active.shifted(level + 1) for _ in range(topk)]
-            builder.add(*self.rank_drafts(out.logits_hidden, slots, targets, frontier.paths()))
+            paths = frontier.paths() if self.sampler.uses_paths(active.slots) else None
+            builder.add(*self.rank_drafts(out.logits_hidden, slots, targets, paths))
         counts = tuple(self.shape.nodes(depth) for depth in wanted.depths)
         token_ids, parents = builder.build(counts)
         return Candidates(counts, token_ids, parents, is_chain=False)

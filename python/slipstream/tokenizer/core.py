@@ -36,6 +36,7 @@ from slipstream.messages.to_tokenizer import (
     ToTokenizer,
 )
 from slipstream.tokenizer.chat_images import Decoder, has_images, prepare_images
+from slipstream.tokenizer.draft_stats import up_to_stop
 from slipstream.tokenizer.limits import check_prompt_len, choice_params
 from slipstream.tokenizer.request_state import ChoiceState, HeldToken, Released, RequestState
 from slipstream.tokenizer.stop_strings import StopMatcher, StopStrings
@@ -264,7 +265,9 @@ class TokenizerCore:
         self, output: TokenOutput, state: RequestState, choice: ChoiceState, outputs: list[TextOutput]
     ) -> None:
         """Feed one choice; append what it releases to `outputs`."""
+        num_before = choice.num_read
         released = choice.add(output.token_ids, output.logprobs, output.finish)
+        choice.drafts = up_to_stop(choice.drafts, output.drafts, choice.num_read - num_before)
         if released.finish is not None:
             self._end_choice(output, state, choice)
         echo = state.prompt_token_ids is not None and output.choice not in state.echoed
@@ -285,6 +288,7 @@ class TokenizerCore:
                 self._prompt_texts(state, output.prompt_logprobs),
                 state.prompt_text if echo else None,
                 state.prompt_token_ids if echo else None,
+                choice.drafts,
             )
         )
 

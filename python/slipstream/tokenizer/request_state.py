@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from slipstream.messages.sampling import FinishReason, Logprob
+from slipstream.messages.sampling import DraftStats, FinishReason, Logprob
 from slipstream.tokenizer.stop_strings import StopMatch, StopMatcher
 from slipstream.tokenizer.text_tokenizer import Detokenizer
 
@@ -39,11 +39,12 @@ class ChoiceState:
         self._detokenizer = detokenizer
         self._matcher = matcher
         self._min_new_tokens = min_new_tokens
-        self._num_seen = 0  # tokens
         self._text_len = 0  # characters, released or held
         self._held_text = ""
         self._held_tokens: list[HeldToken] = []
+        self.num_read = 0  # tokens, none after a stop string
         self.num_generated = 0  # tokens released
+        self.drafts: DraftStats | None = None  # up to the token read last
         self.finish: FinishReason | None = None
 
     def add(self, token_ids: list[int], logprobs: list[Logprob] | None, finish: FinishReason | None) -> Released:
@@ -56,7 +57,7 @@ class ChoiceState:
             text = self._detokenizer.push(token_id) if i < num_texts else self._detokenizer.flush()
             start = self._text_len if i < num_texts else self._text_len + len(text)
             match = self._append(text)
-            self._num_seen += 1
+            self.num_read += 1
             end = self._text_len + self._detokenizer.pending
             self._held_tokens.append(HeldToken(token_id, logprobs[i] if logprobs else None, start, end))
             if match is not None:
@@ -72,7 +73,7 @@ class ChoiceState:
     def _append(self, text: str) -> StopMatch | None:
         self._text_len += len(text)
         self._held_text += text
-        if self._matcher is None or self._num_seen < self._min_new_tokens:
+        if self._matcher is None or self.num_read < self._min_new_tokens:
             return None
         return self._matcher.feed(text)
 

@@ -69,7 +69,8 @@ def build_batch(
         candidates=candidates.with_roots(len(last_rows)),
         sampled_rows=[*range(num_decode_rows), *last_rows.values()],
         sampled_slots=[*decode, *last_rows],
-        first_positions=[start + 1 for start in starts] + [chunk.start + chunk.length for chunk in chunks if chunk.last],
+        first_positions=[start + 1 for start in starts]
+        + [chunk.start + chunk.length for chunk in chunks if chunk.last],
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.attention.base import AttentionBackend
 from slipstream.attention.layer import AttentionLayer
 from slipstream.attention.registry import ATTENTION_BACKENDS
 from slipstream.config.processes import WorkerConfig
@@ -44,9 +43,7 @@ class _Model:
     weights: WeightPlan
 
 
-def build_worker(
-    config: WorkerConfig, spec: ModelSpec, draft: DrafterSpec | None, progress: ReportProgress
-) -> Worker:
+def build_worker(config: WorkerConfig, spec: ModelSpec, draft: DrafterSpec | None, progress: ReportProgress) -> Worker:
     """Make room, read the weights (`progress` gets (done, total) tensors, of the target and then of the draft) and build
     everything. The draft has its own configuration, quantisation, attention and caches; it computes in the target's
     dtype, whose hidden states it reads.

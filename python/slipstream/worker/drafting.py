@@ -38,9 +38,7 @@ class Drafting:
 
     def propose(self, slots: Sequence[int], depths: dict[int, int]) -> Candidates:
         """Drafts for the decode slots `slots`, in their order. A slot that is not followed has none."""
-        return self._speculator.propose(
-            slots, [depths.get(slot, 0) if slot in self._followed else 0 for slot in slots]
-        )
+        return self._speculator.propose(slots, [depths.get(slot, 0) if slot in self._followed else 0 for slot in slots])
 
     def take(
         self,

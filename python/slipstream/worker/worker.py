@@ -209,9 +209,7 @@ class Worker:
         if self._num_cores:
             torch.set_num_threads(threads_for_step(num_rows, self._parameters_per_layer, self._num_cores))
 
-    def _sample(
-        self, batch: Batch, num_decode: int, hidden: Tensor, outcomes: dict[int, Outcome]
-    ) -> list[Run]:
+    def _sample(self, batch: Batch, num_decode: int, hidden: Tensor, outcomes: dict[int, Outcome]) -> list[Run]:
         """Verify the drafts and draw the next token of each sampled slot; returns what the decode slots committed.
 
         A slot on whose path the logits are not finite ends its own request only.
@@ -318,9 +316,7 @@ class Worker:
         )
 
 
-def _rows_of_runs(
-    candidates: Candidates, nodes: Sequence[Sequence[int]], counts: Sequence[int]
-) -> list[list[int]]:
+def _rows_of_runs(candidates: Candidates, nodes: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
     """For each slot the sampled rows of its accepted path, where every slot has a row for each node of its tree."""
     rows, first = [], 0
     for path, count, num_drafts in zip(nodes, counts, candidates.num_drafts, strict=True):

@@ -1,9 +1,9 @@
-"""Pages: sharing, eviction order, duplicates, and the balance free + cached + held = total."""
+"""Pages: sharing, successors, validity, eviction order, duplicates, and the balance free + cached + held = total."""
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from slipstream.cache.page_allocator import PageAllocator
 from slipstream.cache.page_cache import PageCache, PageLease
@@ -72,6 +72,63 @@ def test_two_requests_that_computed_the_same_page_keep_their_own_until_release()
     assert cache.lease([1, 2, 3]).pages == first.pages[:1]
 
 
+def publish(cache: PageCache, key: list[int], num_valid: int) -> list[int]:
+    """Cache what a request with these numbers computed; only the first num_valid rows have the draft's KV."""
+    lease = PageLease()
+    cache.extend(lease, -(-len(key) // PAGE_SIZE))
+    pages = list(lease.pages)
+    cache.publish(lease, key, len(key), num_valid)
+    cache.release(lease)
+    return pages
+
+
+@pytest.mark.parametrize(("successor_depth", "num_shared"), [(0, 2), (1, 2), (2, 1), (3, 1), (4, 0)])
+def test_a_page_is_shared_when_its_successors_are_the_same(successor_depth: int, num_shared: int) -> None:
+    cache = PageCache(20, PAGE_SIZE, prefix_cache=True, successor_depth=successor_depth)
+    pages = publish(cache, [1, 2, 3, 4, 5, 6, 7, 8, 9], num_valid=9)
+    assert cache.lease([1, 2, 3, 4, 5, 0, 0, 0, 0]).pages == pages[:num_shared]
+
+
+@pytest.mark.parametrize(("successor_depth", "num_published"), [(0, 3), (1, 2), (2, 2), (3, 1)])
+def test_a_page_waits_for_its_successors(successor_depth: int, num_published: int) -> None:
+    cache = PageCache(20, PAGE_SIZE, prefix_cache=True, successor_depth=successor_depth)
+    key = [1, 2, 3, 4, 5, 6]
+    lease = cache.lease(key)
+    cache.extend(lease, 3)
+    cache.publish(lease, key, 6, 6)
+    assert len(lease.nodes) == num_published
+    cache.publish(lease, [*key, 7, 8, 9, 0], 6, 6)
+    assert len(lease.nodes) == 3
+
+
+def test_the_last_of_a_prompt_is_known_to_nobody_else() -> None:
+    """Its successors are compared, so pages end before the prompt's last successor_depth numbers."""
+    cache = PageCache(20, PAGE_SIZE, prefix_cache=True, successor_depth=2)
+    pages = publish(cache, [1, 2, 3, 4, 5, 6], num_valid=6)
+    assert cache.lease([1, 2, 3, 4, 5]).pages == pages[:1]
+    assert cache.lease([1, 2, 3, 4, 5, 6]).pages == pages[:2]
+
+
+def test_pages_without_the_drafts_kv_are_for_those_who_do_not_need_it() -> None:
+    cache = PageCache(30, PAGE_SIZE, prefix_cache=True)
+    key = [1, 2, 3, 4, 5, 6]
+    cold = publish(cache, key, num_valid=0)
+    assert cache.lease([*key, 0], valid_only=True).pages == []
+    assert cache.lease([*key, 0]).pages == cold
+    part = publish(cache, key, num_valid=5)  # two valid pages; the third is half done
+    assert cache.lease([*key, 0], valid_only=True).pages == part[:2]
+    assert cache.lease([*key, 0]).pages == part, "the one with more valid pages, where both are as long"
+    assert cache.lease([1, 2, 0], valid_only=False).pages == part[:1]
+
+
+def test_the_longest_match_wins_over_a_shorter_valid_one() -> None:
+    cache = PageCache(30, PAGE_SIZE, prefix_cache=True)
+    cold = publish(cache, [1, 2, 3, 4, 5, 6], num_valid=0)
+    warm = publish(cache, [1, 2, 3, 4], num_valid=4)
+    assert cache.lease([1, 2, 3, 4, 5, 6, 0]).pages == cold
+    assert cache.lease([1, 2, 3, 4, 5, 6, 0], valid_only=True).pages == warm
+
+
 def test_a_page_freed_twice_is_noticed() -> None:
     allocator = PageAllocator(4)
     pages = allocator.allocate(2)
@@ -83,36 +140,49 @@ def test_a_page_freed_twice_is_noticed() -> None:
 
 
 class PageCacheMachine(RuleBasedStateMachine):
-    """Random leases over a tiny alphabet; a dict of page -> tokens says what each page must hold."""
+    """Random leases over a tiny alphabet; dicts say what each page must hold.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.cache = PageCache(num_pages=9, page_size=PAGE_SIZE, prefix_cache=True)
-        self.leases: list[tuple[PageLease, list[int]]] = []
-        self.content: dict[int, tuple[int, ...]] = {}  # page -> all tokens from position 0 to its end
+    A row of the target depends on the tokens up to it, one of the draft on the successors as well.
+    """
 
-    @rule(token_ids=st.lists(st.integers(0, 1), min_size=1, max_size=9))
-    def start(self, token_ids: list[int]) -> None:
-        lease = self.cache.lease(token_ids)
+    @initialize(successor_depth=st.integers(0, 2))
+    def begin(self, successor_depth: int) -> None:
+        self.successor_depth = successor_depth
+        self.cache = PageCache(9, PAGE_SIZE, prefix_cache=True, successor_depth=successor_depth)
+        self.leases: list[tuple[PageLease, list[int], int]] = []  # with its key and the number of valid rows
+        self.content: dict[int, tuple[int, ...]] = {}  # page -> all tokens from position 0 to its end, and successors
+        self.has_draft: dict[int, bool] = {}
+
+    @rule(key=st.lists(st.integers(0, 1), min_size=1, max_size=9), warm=st.booleans(), data=st.data())
+    def start(self, key: list[int], warm: bool, data: st.DataObject) -> None:
+        lease = self.cache.lease(key, valid_only=warm)
+        num_matched = len(lease.pages)
         for index, page in enumerate(lease.pages):
-            assert self.content[page] == tuple(token_ids[: (index + 1) * PAGE_SIZE]), "a shared page holds this prefix"
-        missing = -(-len(token_ids) // PAGE_SIZE) - len(lease.pages)
+            assert self.content[page] == self.seen(key, index), "a shared page holds this prefix"
+            assert self.has_draft[page] or not warm
+        missing = -(-len(key) // PAGE_SIZE) - len(lease.pages)
         if missing > self.cache.num_available:
             self.cache.release(lease)
             return
-        before = {page for other, _ in self.leases for page in other.pages}
+        before = {page for other, _, _ in self.leases for page in other.pages}
         for page in self.cache.extend(lease, missing):
             assert page not in before, "a page in use was given out"
-        for index in range(len(lease.nodes), len(token_ids) // PAGE_SIZE):
-            self.content[lease.pages[index]] = tuple(token_ids[: (index + 1) * PAGE_SIZE])
-        self.leases.append((lease, token_ids))
+        goes_cold_at = data.draw(st.integers(num_matched * PAGE_SIZE, len(key))) if warm else 0
+        for index in range(num_matched, len(key) // PAGE_SIZE):
+            self.content[lease.pages[index]] = self.seen(key, index)
+            self.has_draft[lease.pages[index]] = (index + 1) * PAGE_SIZE <= goes_cold_at
+        self.leases.append((lease, key, goes_cold_at))
+
+    def seen(self, key: list[int], index: int) -> tuple[int, ...]:
+        return tuple(key[: (index + 1) * PAGE_SIZE + self.successor_depth])
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def publish(self, data: st.DataObject) -> None:
-        lease, token_ids = data.draw(st.sampled_from(self.leases))
-        num_written = data.draw(st.integers(0, len(token_ids)))
-        self.cache.publish(lease, token_ids, num_written, num_written)
+        lease, key, num_valid = data.draw(st.sampled_from(self.leases))
+        num_written = data.draw(st.integers(0, len(key)))
+        known = data.draw(st.integers(num_written, len(key)))
+        self.cache.publish(lease, key[:known], num_written, min(num_valid, num_written))
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
@@ -127,13 +197,17 @@ class PageCacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def pages_add_up(self) -> None:
-        assert self.cache.imbalance([lease for lease, _ in self.leases]) is None
+        if not hasattr(self, "cache"):
+            return
+        assert self.cache.imbalance([lease for lease, _, _ in self.leases]) is None
         if not self.leases:
             assert self.cache.num_available == self.cache.capacity
 
     @invariant()
     def pages_in_use_are_not_free(self) -> None:
-        in_use = {page for lease, _ in self.leases for page in lease.pages}
+        if not hasattr(self, "cache"):
+            return
+        in_use = {page for lease, _, _ in self.leases for page in lease.pages}
         assert self.cache.num_free <= self.cache.capacity - len(in_use)
 
 

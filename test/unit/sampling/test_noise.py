@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from slipstream.sampling.noise import Noise, child_keys, gumbel, signed, uniforms
+from slipstream.sampling.noise import Noise, Stream, child_keys, gumbel, signed, uniforms
 
 MASK = 2**64 - 1
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -160,6 +160,41 @@ def test_neighbours_in_every_part_of_the_key_are_independent(axis: str, chi_squa
     assert chi_square(first * 5 + second, product) > 0.001
     partly_shared = torch.where(torch.arange(n) % 10 == 0, first, second)  # negative control: a tenth is repeated
     assert chi_square(first * 5 + partly_shared, product) < 1e-6
+
+
+@pytest.mark.parametrize("stream", [Stream.DRAFT, Stream.ACCEPT, Stream.SIMULATION])
+def test_streams_are_independent_of_each_other(stream: Stream, chi_square: ChiSquare) -> None:
+    n = 40_000
+    noise = Noise(1, 5, CPU)
+    noise.add(0, seed=8, choice=0)
+    first, second = LOGITS[:5].repeat(n, 1), LOGITS[:5].repeat(n, 1)
+    noise.apply(first, [0] * n, range(n))
+    noise.apply(second, [0] * n, range(n), stream)
+    probs = LOGITS[:5].double().softmax(-1)
+    pairs = first.argmax(-1) * 5 + second.argmax(-1)
+    assert chi_square(pairs, (probs[:, None] * probs).flatten()) > 0.001
+
+
+def test_streams_hang_on_children_of_the_slot_key_that_no_position_uses() -> None:
+    noise = Noise(1, 3, CPU)
+    noise.add(0, seed=8, choice=2)
+    slot_key = mix64((8 + 3 * GOLDEN) & MASK)
+    for stream in (Stream.DRAFT, Stream.ACCEPT, Stream.SIMULATION):
+        stream_key = mix64((slot_key + (-2 - stream + 1) * GOLDEN) & MASK)
+        row_key = mix64((stream_key + 18 * GOLDEN) & MASK)
+        assert noise.row_keys([0], torch.tensor([17]), stream).tolist() == [signed(row_key)]
+
+
+def test_coins_are_uniform_and_of_each_position_its_own(chi_square: ChiSquare) -> None:
+    n = 40_000
+    noise = Noise(2, 3, CPU)
+    noise.add(0, seed=1, choice=0)
+    noise.add(1, seed=2, choice=0)
+    coins = noise.coins([0, 1] * n, [position for position in range(n) for _ in range(2)], Stream.ACCEPT).view(n, 2)
+    assert coins.min() > 0 and coins.max() < 1
+    tenths = (coins * 10).long()
+    assert chi_square(tenths[:, 0] * 10 + tenths[:, 1], torch.full((100,), 0.01)) > 0.001
+    assert chi_square(tenths[:-1, 0] * 10 + tenths[1:, 0], torch.full((100,), 0.01)) > 0.001
 
 
 def test_wide_vocabularies_draw_every_region_of_ids_alike(chi_square: ChiSquare) -> None:

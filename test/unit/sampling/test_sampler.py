@@ -14,7 +14,7 @@ from slipstream.errors import RequestError
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.paths import Paths
 from slipstream.sampling.sampler import Sampler
-from support.exact_sampling import exact_joint
+from support.exact_sampling import exact_distribution, exact_joint
 
 CPU = torch.device("cpu")
 ChiSquare = Callable[[torch.Tensor, Sequence[float]], float]
@@ -138,6 +138,51 @@ def test_each_feature_alone_draws_the_exact_joint_distribution(fields: dict[str,
     assert chi_square(pairs_of_positions(params, 25_000), exact_pairs(params)) > 0.001
     if fields:  # negative control: the feature ignored
         assert chi_square(pairs_of_positions(NEUTRAL, 25_000), exact_pairs(params)) < 1e-6
+
+
+def test_probabilities_are_the_exact_ones_of_each_row() -> None:
+    answers = [[], [1], [4, 4]]
+    sampler = Sampler(4, VOCAB, CPU)
+    rows: list[tuple[int, list[int]]] = []
+    for slot, params in enumerate([EVERYTHING, NEUTRAL, msgspec.structs.replace(EVERYTHING, temperature=0.0)]):
+        sampler.add(slot, params, PROMPT, len(PROMPT))
+        rows += [(slot, answer) for answer in answers]
+    paths = Paths(
+        torch.tensor([[*answer, 0, 0][:2] for _, answer in rows]),
+        torch.tensor([[True] * len(answer) + [False] * (2 - len(answer)) for _, answer in rows]),
+    )
+    slots, positions = [slot for slot, _ in rows], [len(PROMPT) + len(answer) for _, answer in rows]
+    logits = torch.tensor([LOGITS] * len(rows))
+    found = sampler.probabilities(logits, slots, positions, paths)
+    for (slot, answer), probs in zip(rows, found, strict=True):
+        params = [EVERYTHING, NEUTRAL, msgspec.structs.replace(EVERYTHING, temperature=0.0, min_new_tokens=0)][slot]
+        expected = torch.tensor(exact_distribution(params, LOGITS, PROMPT, answer))
+        torch.testing.assert_close(probs, expected, msg=f"slot {slot}, {answer}")
+    assert [sampler.uses_paths([slot]) for slot in range(4)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("rejection", [False, True])
+def test_drafts_are_drawn_by_the_target_rule_or_independently_with_their_distribution(rejection: bool) -> None:
+    n, vocab = 400, 50
+    sampler = Sampler(2, vocab, CPU, rejection_sampling=rejection)
+    for slot, temperature in enumerate([1.0, 0.0]):
+        sampler.add(slot, SamplingParams(max_new_tokens=9, seed=1, temperature=temperature, top_k=20), [0], 1)
+    logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0)).repeat(n, 1)
+    for slot in range(2):
+        of_rows = [slot] * n, range(n)
+        drawn = sampler.draw(logits.clone(), *of_rows)
+        token_ids, probs = sampler.propose(logits.clone(), *of_rows)
+        if rejection:
+            assert probs is not None
+            assert torch.equal(probs, sampler.probabilities(logits.clone(), *of_rows))
+            assert (probs.gather(1, token_ids[:, None]) > 0).all()
+        else:
+            assert probs is None
+        same = (token_ids == drawn).double().mean().item()
+        if rejection and slot == 0:
+            assert same == pytest.approx(float((probs[0] ** 2).sum()), abs=0.1)  # type: ignore[index]
+        else:
+            assert same == 1.0
 
 
 def test_temperature_zero_is_the_first_maximum_and_knows_no_noise() -> None:

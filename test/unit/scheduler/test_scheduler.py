@@ -5,11 +5,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from slipstream.config.processes import SchedulerDrafts
 from slipstream.messages.sampling import FinishReason, SamplingParams
 from slipstream.messages.to_scheduler import AddRequest, FinishChoice
 from slipstream.messages.to_tokenizer import AbortRequest, FlushCache, FlushDone
 from support.fake_worker import expected_answer
-from support.scheduler_harness import VOCAB_SIZE, Harness, scheduler_config
+from support.scheduler_harness import VOCAB_SIZE, Harness, RandomController, chain, lookup, scheduler_config, tree
 
 
 def expected(prompt: list[int], **changes: object) -> list[int]:
@@ -203,7 +204,7 @@ def test_flush_is_refused_while_anything_runs() -> None:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Any order of arrivals, plans, results, aborts, stop strings and flushes."""
+    """Any order of arrivals, plans, results, aborts, stop strings and flushes; with and without drafts."""
 
     @initialize(
         page_size=st.sampled_from([1, 2, 4]),
@@ -212,8 +213,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_pages=st.integers(2, 24),
         prefix_cache=st.booleans(),
         steps=st.integers(1, 2),
+        drafts=st.sampled_from([None, chain(1), chain(3), chain(5), tree(2, 2, 5), tree(3, 4, 7), lookup(3)]),
+        fickle=st.booleans(),
+        seed=st.integers(0, 2**32),
     )
-    def start(self, page_size: int, slots: int, chunk: int, num_pages: int, prefix_cache: bool, steps: int) -> None:
+    def start(
+        self,
+        page_size: int,
+        slots: int,
+        chunk: int,
+        num_pages: int,
+        prefix_cache: bool,
+        steps: int,
+        drafts: SchedulerDrafts | None,
+        fickle: bool,
+        seed: int,
+    ) -> None:
         self.harness = Harness(
             scheduler_config(
                 page_size=page_size,
@@ -221,8 +236,11 @@ class SchedulerMachine(RuleBasedStateMachine):
                 chunked_prefill_size=chunk,
                 prefix_cache=prefix_cache,
                 max_steps_in_flight=steps,
+                drafts=drafts,
             ),
             num_pages,
+            RandomController(drafts, seed) if fickle and drafts else None,
+            seed,
         )
         self.requests: dict[str, AddRequest] = {}
         self.cut: dict[tuple[str, int], int] = {}
@@ -231,12 +249,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=20),
         n=st.integers(1, 3),
-        max_new=st.integers(0, 8),
+        max_new=st.integers(0, 16),
         stops=st.sets(st.integers(0, VOCAB_SIZE - 1), max_size=1),
         scored=st.booleans(),
         poison=st.sampled_from([False, False, False, True]),
+        max_drafts=st.sampled_from([None, None, None, 0, 1, 2]),
     )
-    def add(self, prompt: list[int], n: int, max_new: int, stops: set[int], scored: bool, poison: bool) -> None:
+    def add(
+        self,
+        prompt: list[int],
+        n: int,
+        max_new: int,
+        stops: set[int],
+        scored: bool,
+        poison: bool,
+        max_drafts: int | None,
+    ) -> None:
         room = self.harness.scheduler.max_sequence_len - len(prompt)
         if room < 1:
             return  # the tokenizer refuses these
@@ -253,6 +281,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                     choice=choice,
                     stop_token_ids=tuple(stops),
                     prompt_logprobs_from=0 if scored else None,
+                    top_logprobs=0,
+                    max_draft_tokens=max_drafts,
                 )
                 for choice in range(n)
             ],
@@ -266,6 +296,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def work(self) -> None:
         self.harness.work()
+
+    @rule(count=st.integers(1, 8))
+    def plan_and_work(self, count: int) -> None:
+        for _ in range(count):
+            self.harness.plan()
+            self.harness.work()
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -306,6 +342,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         answer = expected_answer(prompt, sampling, VOCAB_SIZE)
         got = self.harness.tokens.get(key, [])
         assert got == answer[: len(got)]
+        assert [item.token_id for item in self.harness.logprobs.get(key, [])] == got
         if key not in self.cut and key[0] not in self.aborted and key[0] not in self.harness.failed:
             assert got == answer
             if sampling.prompt_logprobs_from is not None:

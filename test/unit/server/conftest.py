@@ -15,7 +15,7 @@ import uvicorn
 
 from slipstream.config.processes import ServerConfig
 from slipstream.messages.queues import LocalQueue
-from slipstream.messages.sampling import FinishReason
+from slipstream.messages.sampling import DraftStats, FinishReason
 from slipstream.messages.to_server import Detokenized, TextOutput, TextOutputs, Tokenized, TokenText
 from slipstream.messages.to_tokenizer import (
     AbortRequest,
@@ -67,6 +67,7 @@ class FakeTokenizer:
         self.queue: LocalQueue[FromServer] = LocalQueue()
         self.seen: list[FromServer] = []
         self.busy = False  # flushes are refused
+        self.drafts: dict[int, DraftStats] = {}  # by choice: what speculation did, said with every output
         self._tasks: set[asyncio.Task[None]] = set()
 
     def of(self, kind: type[Any]) -> list[Any]:
@@ -143,6 +144,7 @@ class FakeTokenizer:
             else None,
             data.decode("utf-8", "replace") if first and message.echo else None,
             list(data) if first and message.echo else None,
+            self.drafts.get(choice),
         )
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from slipstream.attention import torch_native
+from slipstream.attention.paging import locate
 from slipstream.hf_transformers import safetensors_header
 from slipstream.messages.to_worker import PrefillChunk
 from slipstream.sampling.candidates import Candidates
 from slipstream.weights import name_map
 from slipstream.worker import batch, kv_pool, memory, threads
-from slipstream.attention.paging import locate
 from slipstream.worker.batch import build_batch
 from slipstream.worker.device_state import ROWS_PAST_LIMIT, DeviceState
 

@@ -28,6 +28,6 @@ class DraftModel(Protocol):
     def forward(self, x: Tensor, hidden: Tensor, positions: Tensor, attention: AttentionBackend) -> DraftOutput:
         """`x` [T, D] are embedded tokens, `hidden` [T, D] the hidden states of the tokens before them: the target's, or
         the draft's own feedback. `positions` int64 [T] are those of the hidden states. `attention` is planned for these
-        rows.
+        rows. Both outputs have the dtype of `x`, the target's; inside, activations have the draft's own.
         """
         ...

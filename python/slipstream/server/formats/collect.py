@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from slipstream.messages.sampling import FinishReason
+from slipstream.messages.sampling import DraftStats, FinishReason
 from slipstream.messages.to_server import TextOutput, TokenText
 from slipstream.messages.to_tokenizer import Generate
 
@@ -18,6 +18,7 @@ class ChoiceAnswer:
         self.logprobs: list[TokenText] = []
         self.num_generated = 0
         self.finish: FinishReason | None = None
+        self.drafts: DraftStats | None = None
 
 
 class PromptAnswer:
@@ -45,6 +46,11 @@ class Collector:
             self._first_index[prompt.rid] = sum(len(before.choices) for before in self._by_rid.values())
             self._by_rid[prompt.rid] = prompt
 
+    @property
+    def finished(self) -> bool:
+        """Every choice has its last output."""
+        return all(choice.finish is not None for choice in self.choices)
+
     def add(self, output: TextOutput) -> tuple[int, ChoiceAnswer]:
         """File one output; returns the choice's number and the choice so far."""
         prompt = self._by_rid[output.rid]
@@ -63,4 +69,5 @@ class Collector:
         choice.logprobs += output.logprobs or []
         choice.num_generated = output.num_generated
         choice.finish = output.finish or choice.finish
+        choice.drafts = output.drafts or choice.drafts
         return self._first_index[output.rid] + output.choice, choice

@@ -14,6 +14,7 @@ from slipstream.server.context import Context
 from slipstream.server.error_body import JSONResponse
 from slipstream.server.formats.collect import ChoiceAnswer, Collector
 from slipstream.server.formats.logprobs import chat_logprobs
+from slipstream.server.formats.speculation import openai_metrics
 from slipstream.server.formats.usage import usage
 from slipstream.server.request_id import new_answer_id
 from slipstream.server.routes.common import check_room, collect, load_images, start, stream
@@ -69,7 +70,14 @@ class ChatAnswer:
     def whole(self) -> dict[str, Any]:
         """The answer of a request without `stream`."""
         choices = [self._whole_choice(choice) for choice in self._collector.choices]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage(self._collector.prompts)}
+        prompts = self._collector.prompts
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": usage(prompts),
+            **openai_metrics(prompts),
+        }
 
     def _whole_choice(self, choice: ChoiceAnswer) -> dict[str, Any]:
         assert choice.finish is not None
@@ -97,16 +105,18 @@ class ChatAnswer:
         if output.finish is not None:
             chunk = self._chunk(index, {})
             chunk["choices"][0] |= {"finish_reason": output.finish.type, "matched_stop": output.finish.matched}
+            if self._collector.finished and not self._options.include_usage:
+                chunk |= openai_metrics(self._collector.prompts)
             chunks.append(chunk)
         return chunks
 
     def last_chunks(self) -> list[Any]:
-        """The usage chunk, if it was asked for."""
+        """The usage chunk, if it was asked for; without it what it says of speculation comes with the last reason."""
         if not self._options.include_usage:
             return []
-        return [
-            {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(self._collector.prompts)}
-        ]
+        prompts = self._collector.prompts
+        head = {**self._head, "object": "chat.completion.chunk"}
+        return [{**head, "choices": [], "usage": usage(prompts), **openai_metrics(prompts)}]
 
     def _chunk(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
         chunk = {

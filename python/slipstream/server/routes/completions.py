@@ -15,6 +15,7 @@ from slipstream.server.context import Context
 from slipstream.server.error_body import JSONResponse
 from slipstream.server.formats.collect import ChoiceAnswer, Collector
 from slipstream.server.formats.logprobs import LegacyLogprobs, token_string
+from slipstream.server.formats.speculation import openai_metrics
 from slipstream.server.formats.usage import usage
 from slipstream.server.request_id import new_answer_id
 from slipstream.server.routes.common import collect, start, stream
@@ -83,7 +84,8 @@ class CompletionAnswer:
                     "matched_stop": choice.finish.matched,
                 }
             )
-        return {**self._head, "choices": choices, "usage": usage(self._collector.prompts)}
+        prompts = self._collector.prompts
+        return {**self._head, "choices": choices, "usage": usage(prompts), **openai_metrics(prompts)}
 
     def chunks(self, outputs: Sequence[TextOutput]) -> list[Any]:
         """Chunks for some outputs: text with a null finish reason, then the finish reason alone."""
@@ -97,24 +99,26 @@ class CompletionAnswer:
                 self._chunk({**self._piece(index, choice, output.text, output.logprobs or []), "finish_reason": None})
             )
         if output.finish is not None:
-            chunks.append(
-                self._chunk(
-                    {
-                        "index": index,
-                        "text": "",
-                        "logprobs": None,
-                        "finish_reason": output.finish.type,
-                        "matched_stop": output.finish.matched,
-                    }
-                )
+            chunk = self._chunk(
+                {
+                    "index": index,
+                    "text": "",
+                    "logprobs": None,
+                    "finish_reason": output.finish.type,
+                    "matched_stop": output.finish.matched,
+                }
             )
+            if self._collector.finished and not self._options.include_usage:
+                chunk |= openai_metrics(self._collector.prompts)
+            chunks.append(chunk)
         return chunks
 
     def last_chunks(self) -> list[Any]:
-        """The usage chunk, if it was asked for."""
+        """The usage chunk, if it was asked for; without it what it says of speculation comes with the last reason."""
         if not self._options.include_usage:
             return []
-        return [{**self._head, "choices": [], "usage": usage(self._collector.prompts)}]
+        prompts = self._collector.prompts
+        return [{**self._head, "choices": [], "usage": usage(prompts), **openai_metrics(prompts)}]
 
     def _piece(self, index: int, choice: ChoiceAnswer, text: str, tokens: list[TokenText]) -> dict[str, Any]:
         """The next text of a choice, with the prompt before the first one."""

@@ -14,6 +14,7 @@ from slipstream.server.context import Context
 from slipstream.server.error_body import JSONResponse
 from slipstream.server.formats.collect import ChoiceAnswer, Collector
 from slipstream.server.formats.logprobs import native_logprobs, native_top_logprobs
+from slipstream.server.formats.speculation import native_drafts
 from slipstream.server.request_id import new_answer_id
 from slipstream.server.routes.common import collect, start, stream
 from slipstream.server.schemas.base import parse
@@ -45,7 +46,7 @@ def to_generates(
     name: str,
 ) -> list[Generate]:
     """What the tokenizer is asked, one message for each prompt. `name` makes rids where the client sends none."""
-    start_len = body.logprob_start_len
+    start_len, draft_limit = body.logprob_start_len, body.draft_limit(context.config)
     rids = body.rids(len(prompts)) or ([name] if len(prompts) == 1 else [f"{name}-{i}" for i in range(len(prompts))])
     return [
         Generate(
@@ -56,6 +57,7 @@ def to_generates(
                 seed=context.seeds.next(),
                 top_logprobs=body.top_logprobs_num if body.return_logprob else None,
                 prompt_logprobs_from=start_len if body.return_logprob and start_len >= 0 else None,
+                max_draft_tokens=draft_limit,
             ),
             sampling.n,
             tuple(sampling.stop),
@@ -99,6 +101,7 @@ class NativeAnswer:
             "completion_tokens": choice.num_generated,
             "cached_tokens": prompt.num_cached,
             "e2e_latency": self._clock() - self._started,
+            **native_drafts(choice.drafts),
         }
         if self._body.return_logprob:
             meta |= self._logprobs(choice)

@@ -9,8 +9,10 @@ from starlette.responses import Response
 
 from slipstream import __version__
 from slipstream.config.options import LaunchOptions
+from slipstream.messages.to_tokenizer import Counters, SchedulerStatus
 from slipstream.server.context import Context
 from slipstream.server.error_body import JSONResponse
+from slipstream.server.formats.speculation import acceptance_length
 from slipstream.server.state import num_tokens_limit
 
 HIDDEN = "***"
@@ -33,8 +35,9 @@ async def get_model_info(request: Request, context: Context) -> Response:
 
 
 async def get_server_info(request: Request, context: Context) -> Response:
-    """How it is served: the resolved options, the version, the scheduler's last status."""
+    """How it is served: the resolved options, the version, the scheduler's last status, what speculation does."""
     state = context.state
+    speculation = describe_speculation(context.config.speculative_algorithm, state.status)
     status = msgspec.to_builtins(state.status) if state.status is not None else {}
     scheduler = msgspec.to_builtins(state.scheduler) if state.scheduler is not None else {}
     for tagged in (status, scheduler):
@@ -49,9 +52,31 @@ async def get_server_info(request: Request, context: Context) -> Response:
             "scheduler": scheduler,
             "status": status,
             "num_choices_in_flight": context.client.num_choices,
-            "internal_states": [status],  # the name by which SGLang's bench looks
+            "speculative": speculation,
+            "internal_states": [{**status, **_sglang_average(speculation)}],  # the names by which SGLang's bench looks
         }
     )
+
+
+def describe_speculation(algorithm: str | None, status: SchedulerStatus | None) -> dict[str, Any] | None:
+    """The algorithm, the depth of now, and what was counted since the start; None for a server without. Pure."""
+    if algorithm is None:
+        return None
+    counters = status.counters if status is not None else Counters()
+    return {
+        "algorithm": algorithm,
+        "num_steps_now": status.draft_depth if status is not None else None,
+        "avg_accept_length": acceptance_length(counters.num_drafts, counters.num_accepted_tokens),
+        "num_drafts": counters.num_drafts,
+        "num_draft_tokens": counters.num_draft_tokens,
+        "num_accepted_tokens": counters.num_accepted_tokens,
+        "num_accepted_per_position": counters.num_accepted_per_position,
+    }
+
+
+def _sglang_average(speculation: dict[str, Any] | None) -> dict[str, float]:
+    length = speculation["avg_accept_length"] if speculation is not None else None
+    return {} if length is None else {"avg_spec_accept_length": length}
 
 
 def without_secrets(value: Any) -> Any:

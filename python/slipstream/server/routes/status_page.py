@@ -6,7 +6,9 @@ import time
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from slipstream.messages.to_tokenizer import SchedulerStatus
 from slipstream.server.context import Context
+from slipstream.server.formats.speculation import acceptance_length
 from slipstream.server.state import health
 
 PAGE = """<!doctype html>
@@ -32,12 +34,20 @@ async def status_page(request: Request, context: Context) -> Response:
             ("queued", str(status.num_waiting)),
             ("tokens generated", f"{status.counters.num_generated_tokens:,}"),
         ]
+        if context.config.speculative_algorithm is not None:
+            rows.append(("speculation", _speculation(context.config.speculative_algorithm, status)))
     return HTMLResponse(
         PAGE.format(
             rows="".join(f"<tr><td>{name}</td><td>{html.escape(value)}</td></tr>" for name, value in rows),
             curl=html.escape(_curl(str(request.base_url), with_key=context.config.api_key is not None)),
         )
     )
+
+
+def _speculation(algorithm: str, status: SchedulerStatus) -> str:
+    length = acceptance_length(status.counters.num_drafts, status.counters.num_accepted_tokens)
+    said = "nothing drafted yet" if length is None else f"{length:.2f} tokens in a verify step so far"
+    return f"{algorithm}, at most {status.draft_depth or 0} drafts in a row now, {said}"
 
 
 def _curl(base_url: str, *, with_key: bool) -> str:

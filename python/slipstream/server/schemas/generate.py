@@ -9,11 +9,21 @@ from slipstream.errors import RequestError
 from slipstream.messages.sampling import SamplingParams
 from slipstream.messages.to_tokenizer import TextPrompt, TokenPrompt
 from slipstream.server.error_body import shown
-from slipstream.server.limits import REQUEST_ID, Choices, MaxTokens, MinTokens, Seed, TopLogprobs, WideTemperature
-from slipstream.server.schemas.base import Schema, parse
+from slipstream.server.limits import (
+    REQUEST_ID,
+    Choices,
+    MaxDraftTokens,
+    MaxTokens,
+    MinTokens,
+    Seed,
+    TopLogprobs,
+    WideTemperature,
+)
+from slipstream.server.schemas.base import parse
 from slipstream.server.schemas.openai import check_model
 from slipstream.server.schemas.prompts import text_prompts, token_prompt, token_prompts
 from slipstream.server.schemas.sampling import SharedSampling, sampling_params
+from slipstream.server.schemas.speculation import Speculation
 
 DEFAULT_MAX_NEW_TOKENS = 128  # SGLang's default
 
@@ -35,9 +45,16 @@ class NativeSampling(SharedSampling):
     temperature: WideTemperature = 1.0
     sampling_seed: Seed | None = None
     n: Choices = 1
+    accept_cap: MaxDraftTokens | None = None  # for measuring: no more drafts of a step are accepted; answers stay exact
 
     def to_params(
-        self, config: ServerConfig, *, seed: int, top_logprobs: int | None, prompt_logprobs_from: int | None
+        self,
+        config: ServerConfig,
+        *,
+        seed: int,
+        top_logprobs: int | None,
+        prompt_logprobs_from: int | None,
+        max_draft_tokens: int | None,
     ) -> SamplingParams:
         """What the runtime is told; `seed` counts when the request brings none."""
         return sampling_params(
@@ -49,11 +66,13 @@ class NativeSampling(SharedSampling):
             seed=self.sampling_seed if self.sampling_seed is not None else seed,
             top_logprobs=top_logprobs,
             prompt_logprobs_from=prompt_logprobs_from,
+            max_draft_tokens=max_draft_tokens,
+            accept_cap=self.accept_cap,
             path="sampling_params.",
         )
 
 
-class GenerateRequest(Schema):
+class GenerateRequest(Speculation):
     """One prompt or a list of them; `sampling_params` and `rid` are for all, or lists with one entry for each."""
 
     text: Annotated[Any, WithJsonSchema(_TEXT)] = None

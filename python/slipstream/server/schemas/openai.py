@@ -6,6 +6,7 @@ from slipstream.messages.sampling import SamplingParams
 from slipstream.server.limits import Choices, MaxTokens, MinTokens, Name, Seed, Temperature
 from slipstream.server.schemas.base import Schema
 from slipstream.server.schemas.sampling import SharedSampling, sampling_params
+from slipstream.server.schemas.speculation import Speculation
 
 
 class StreamOptions(Schema):
@@ -16,7 +17,7 @@ class StreamOptions(Schema):
     include_obfuscation: bool = False
 
 
-class OpenAIRequest(SharedSampling):
+class OpenAIRequest(SharedSampling, Speculation):
     """Base of a chat and of a completion request. A request without `model` means the model that is served."""
 
     model: Name | None = None
@@ -66,6 +67,7 @@ class OpenAIRequest(SharedSampling):
             seed=self.seed if self.seed is not None else seed,
             top_logprobs=top_logprobs,
             prompt_logprobs_from=prompt_logprobs_from,
+            max_draft_tokens=self.draft_limit(config),
         )
 
 

@@ -58,6 +58,8 @@ def sampling_params(
     seed: int,
     top_logprobs: int | None,
     prompt_logprobs_from: int | None,
+    max_draft_tokens: int | None,
+    accept_cap: int | None = None,
     path: str = "",
 ) -> SamplingParams:
     """Concrete parameters for the runtime. No `max_new_tokens` means as many as the context has room for."""
@@ -80,6 +82,8 @@ def sampling_params(
         stop_token_ids=tuple(check_token_ids(fields.stop_token_ids, config.vocab_size, f"{path}stop_token_ids")),
         top_logprobs=top_logprobs,
         prompt_logprobs_from=prompt_logprobs_from,
+        max_draft_tokens=max_draft_tokens,
+        accept_cap=accept_cap,
     )
 
 

@@ -92,7 +92,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "data_parallel_rank": Unsupported((), _INTERNAL),
     "continue_final_message": Unsupported((False,), _TEMPLATE),
     # vLLM and others
-    "speculative": Unsupported((False,), "there is no speculation yet"),
     "add_generation_prompt": Unsupported((True,), _TEMPLATE),
     "add_special_tokens": Unsupported((True,), "to leave out the first token, send token ids"),
     "chat_template": Unsupported((), _TEMPLATE),
