@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVE_FLAGS ?=
 
-.PHONY: install serve test check format gpu-test bench results clean
+JOBS ?= 2
+
+.PHONY: install serve test check format lossless gpu-test bench results clean
 
 install: $(INSTALLED)
 
@@ -32,6 +34,10 @@ check: install
 format: install
 	$(BIN)/ruff check --fix python test scripts
 	$(BIN)/ruff format python test scripts
+
+# Speculation on equals off in every cell of the table: about an hour and a half of one fast core.
+lossless: install
+	$(BIN)/python scripts/lossless.py --jobs $(JOBS) --record bench/results/lossless.jsonl
 
 gpu-test: install
 	$(BIN)/python -m pytest -m gpu

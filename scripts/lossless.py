@@ -4,9 +4,9 @@
     python scripts/lossless.py --jobs 16       the same on 16 cores
     python scripts/lossless.py --list          the cells, without running them
 
-A cell runs its prompts twice on one engine: once with an empty prefix cache and once with what the first run left there.
-In half of the cells other requests are aborted at random moments meanwhile, and the KV pool is so small that requests
-are preempted. What is compared with was answered by an engine without a draft, with other page and chunk sizes.
+A cell runs its prompts twice on one engine: with an empty prefix cache, and then with what the first run left there. In
+half of the cells other requests are aborted at random moments meanwhile, and the KV pool is so small that requests are
+preempted. What is compared with was answered by an engine without a draft, with other page and chunk sizes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 NEW_TOKENS = 24
 Prompt = str | list[int] | list[dict[str, str]]
 
-NAMES = ["textwrap.dedent", "os.path.join", "json.dumps", "shutil.copytree", "itertools.chain", "functools.partial", "re.compile", "collections.Counter", "random.choice", "math.gcd", "pathlib.Path", "string.Template", "heapq.merge", "bisect.insort", "csv.reader", "glob.glob", "time.sleep", "logging.getLogger", "threading.Lock", "socket.socket", "argparse.ArgumentParser", "copy.deepcopy", "inspect.signature", "types.SimpleNamespace", "tempfile.mkdtemp"]
+NAMES = (
+    "textwrap.dedent", "os.path.join", "json.dumps", "shutil.copytree", "itertools.chain", "functools.partial",
+    "re.compile", "collections.Counter", "random.choice", "math.gcd", "pathlib.Path", "string.Template",
+    "heapq.merge", "bisect.insort", "csv.reader", "glob.glob", "time.sleep", "logging.getLogger", "threading.Lock",
+    "socket.socket", "argparse.ArgumentParser", "copy.deepcopy", "inspect.signature", "types.SimpleNamespace",
+    "tempfile.mkdtemp",
+)  # fmt: skip
 SOURCES = ("textwrap", "json.decoder", "heapq", "bisect", "shlex")
 
 
@@ -41,6 +47,7 @@ SOURCES = ("textwrap", "json.decoder", "heapq", "bisect", "shlex")
 class Cell:
     """One way to serve. `cap`: drafts accepted in one step at most, None: as the target decides."""
 
+    pair: str
     depth: int
     topk: int
     page_size: int
@@ -54,8 +61,8 @@ class Cell:
     def name(self) -> str:
         shape = "chain" if self.topk == 1 else f"tree of {self.topk}"
         return (
-            f"K {self.depth} {shape}, page {self.page_size}, chunk {self.chunk}, cap {self.cap}, batch {self.batch}, "
-            f"{'sampled' if self.sampled else 'greedy'}{', disturbed' if self.disturbed else ''}"
+            f"{self.pair}, K {self.depth} {shape}, page {self.page_size}, chunk {self.chunk}, cap {self.cap}, "
+            f"batch {self.batch}, {'sampled' if self.sampled else 'greedy'}{', disturbed' if self.disturbed else ''}"
         )
 
 
@@ -71,19 +78,19 @@ class Mismatch:
     found: list[int]
 
 
-def table() -> list[Cell]:
-    """K x chain or tree x page size x chunk size x cap x batch x sampling; half of the cells are disturbed."""
+def table(pairs: Sequence[str] = ("embedded",)) -> list[Cell]:
+    """Pair x K x chain or tree x page size x chunk size x cap x batch x sampling; half of the cells are disturbed."""
     cells = []
-    for depth, topk, page_size, chunk, batch, sampled in itertools.product(
-        (1, 3, 5), (1, 3), (1, 16), (8, 512), (1, 16), (False, True)
+    for pair, depth, topk, page_size, chunk, batch, sampled in itertools.product(
+        pairs, (1, 3, 5), (1, 3), (1, 16), (8, 512), (1, 16), (False, True)
     ):
         for cap in (*range(depth), None):
-            cells.append(Cell(depth, topk, page_size, chunk, cap, batch, sampled, disturbed=len(cells) % 2 == 1))
+            cells.append(Cell(pair, depth, topk, page_size, chunk, cap, batch, sampled, len(cells) % 2 == 1))
     return cells
 
 
 def pairwise_cover(cells: Sequence[Cell], seed: int, limit: int) -> list[Cell]:
-    """At most `limit` cells such that as many pairs of values as possible occur together: greedy, with a seeded order."""
+    """At most `limit` cells in which as many pairs of values as possible occur together: greedy, in a seeded order."""
     rng = random.Random(seed)
     rest = list(cells)
     rng.shuffle(rest)
@@ -126,7 +133,7 @@ def text_prompts(count: int) -> list[Prompt]:
 
 def sampling(index: int, sampled: bool) -> dict[str, Any]:
     """Sampling parameters of prompt `index`: greedy, or all features by turns and together."""
-    common: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "ignore_eos": index % 3 == 0}
+    common: dict[str, Any] = {"max_new_tokens": NEW_TOKENS - index % 5, "ignore_eos": index % 3 == 0}
     if not sampled:
         return common | {"temperature": 0}
     features: list[dict[str, Any]] = [
@@ -274,13 +281,30 @@ def run_table(cells: Iterable[Cell], num_prompts: int, jobs: int) -> tuple[list[
     return mismatches, 2 * num_prompts * len(cells)
 
 
+def _record(path: Path, arguments: Sequence[str], num_cells: int, compared: int, differ: int) -> None:
+    from slipstream.bench import results
+
+    found = results.Result(
+        date=results.today(),
+        commit=results.current_commit(REPOSITORY),
+        machine=results.this_machine(),
+        command=results.command_line("python scripts/lossless.py", arguments),
+        case=f"answers that differ with speculation, fp32, of {compared:,} in {num_cells} cells",
+        value=float(differ),
+        unit="answers",
+        compared_with="the same engine without a draft",
+        target="<= 0",
+    )
+    results.append(path, [found])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100, help="of each cell")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, one core each")
     parser.add_argument("--every", type=int, default=1, help="only every n-th cell")
     parser.add_argument("--list", action="store_true", help="print the cells and stop")
-    parser.add_argument("--record", metavar="FILE", help="append the outcome to this file of results")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="append the outcome to this file of results")
     args = parser.parse_args()
     cells = table()[:: args.every]
     if args.list:

@@ -5,8 +5,10 @@
     evaluate   anywhere: both measurements on the exported bf16 weights
     install    here: put checkpoint, tokenizer, record and model card into one folder
 
-    draft             there: train an EAGLE draft on a finished target (`--draft` is the same)
+    draft             there: train an EAGLE draft for the embedded model on a corpus, or for any target that Slipstream
+                      can serve on any text (`--draft` is the same); docs_new/training-a-draft.mdx
     evaluate-draft    anywhere: acceptance length of a target and its draft
+    install-draft     here: put the embedded model's draft beside it, with its record and its part of the model card
 
 Run `python scripts/train_embedded.py STAGE --help` for the options of a stage.
 """
@@ -21,7 +23,9 @@ import sys
 import warnings
 from pathlib import Path
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "python" / "slipstream" / "embedded"
+SOURCES = Path(__file__).resolve().parent.parent / "python"
+EMBEDDED = SOURCES / "slipstream" / "embedded"
+sys.path.append(str(SOURCES))  # a machine that only trains need not install the package
 
 MODEL_SHAPE = {
     "dim": 192, "n_layers": 16, "head_dim": 64, "hidden_dim": 512, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5,
@@ -59,19 +63,29 @@ def run_install(args: argparse.Namespace) -> None:
 
 
 def run_draft(args: argparse.Namespace) -> None:
-    from embedded_training.draft_stages import RowSizes, train_on_corpus
+    from embedded_training.draft_stages import TEXT_SIZES, RowSizes, train_on_corpus, train_on_text
     from embedded_training.draft_train import DraftRecipe
 
     recipe = DraftRecipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(DraftRecipe)})
-    sizes = RowSizes(**{f.name: getattr(args, f.name) for f in dataclasses.fields(RowSizes)})
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(RowSizes)}
+    given = {name: value for name, value in given.items() if value is not None}
+    sizes = dataclasses.replace(TEXT_SIZES if args.text else RowSizes(), **given)
+    train, source = (train_on_text, args.text) if args.text else (train_on_corpus, args.corpus)
     size = (args.n_layers, args.hidden_dim)
-    train_on_corpus(args.target, args.corpus, args.out, size, sizes, recipe, args.device, args.wall_seconds)
+    train(args.target, source, args.out, size, sizes, recipe, args.device, args.wall_seconds)
 
 
 def run_evaluate_draft(args: argparse.Namespace) -> None:
-    from embedded_training.draft_stages import measure_draft
+    from embedded_training.draft_stages import measure_on_corpus, measure_on_text
 
-    measure_draft(args.target, args.checkpoint, args.corpus, args.device, args.dtype, args.limit)
+    measure, source = (measure_on_text, args.text) if args.text else (measure_on_corpus, args.corpus)
+    measure(args.target, args.checkpoint, source, args.device, args.dtype, args.limit)
+
+
+def run_install_draft(args: argparse.Namespace) -> None:
+    from embedded_training.card import install_draft
+
+    install_draft(args.checkpoint, args.out, args.note)
 
 
 def main() -> None:
@@ -93,8 +107,18 @@ def main() -> None:
     install.set_defaults(run=run_install)
     _add_draft(stages.add_parser("draft", help="train an EAGLE draft for a target"))
     _add_evaluate_draft(stages.add_parser("evaluate-draft", help="measure a draft's acceptance length"))
+    install_draft = stages.add_parser("install-draft", help="put a draft, its record and its card beside its target")
+    install_draft.add_argument("--checkpoint", type=Path, required=True, help="with the measurements of evaluate-draft")
+    install_draft.add_argument("--out", type=Path, default=EMBEDDED, help="folder of the target, made by `install`")
+    install_draft.add_argument("--note", default="", help="what the card must say besides the measurements")
+    install_draft.set_defaults(run=run_install_draft)
     args = parser.parse_args(["draft" if argument == "--draft" else argument for argument in sys.argv[1:]])
-    args.run(args)
+    from slipstream.errors import SlipstreamError
+
+    try:
+        args.run(args)
+    except SlipstreamError as error:  # it says what to change
+        parser.exit(1, f"{parser.prog}: {error}\n")
 
 
 def _add_corpus(parser: argparse.ArgumentParser) -> None:
@@ -123,29 +147,41 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_draft(parser: argparse.ArgumentParser) -> None:
-    from embedded_training.draft_stages import RowSizes
+    from embedded_training.draft_stages import TEXT_SIZES, RowSizes
     from embedded_training.draft_train import DraftRecipe
 
-    parser.add_argument("--target", type=Path, default=EMBEDDED, help="folder of the target")
-    parser.add_argument("--corpus", type=Path, required=True)
+    _add_pair_and_text(parser)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--n-layers", type=int, default=2)
-    parser.add_argument("--hidden-dim", type=int, default=1472)
+    parser.add_argument(
+        "--hidden-dim", type=int, help="width of the feed-forward part (default: with --text the target's)"
+    )
     parser.add_argument("--wall-seconds", type=float, default=math.inf, help="limit on writing, compiling and training")
-    for field in (*dataclasses.fields(DraftRecipe), *dataclasses.fields(RowSizes)):
+    for field in dataclasses.fields(DraftRecipe):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    for field in dataclasses.fields(RowSizes):
+        defaults = f"default: {field.default} with --corpus, {getattr(TEXT_SIZES, field.name)} with --text"
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), help=defaults)
     parser.set_defaults(run=run_draft)
 
 
 def _add_evaluate_draft(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", type=Path, default=EMBEDDED, help="folder of the target")
+    _add_pair_and_text(parser)
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the draft")
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=("cuda", "cpu"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="arithmetic, not storage")
     parser.add_argument("--limit", type=int, help="measure on fewer prompts of each kind")
     parser.set_defaults(run=run_evaluate_draft)
+
+
+def _add_pair_and_text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", type=Path, default=EMBEDDED, help="folder of the target")
+    kinds = parser.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--corpus", type=Path, help="what the stage `corpus` wrote, for the embedded model")
+    kinds.add_argument(
+        "--text", type=Path, nargs="+", help="files and folders of text, and .jsonl files of conversations"
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,8 +15,9 @@ from torch import Tensor
 from embedded_training.batches import Rows, Streams
 from embedded_training.draft_target import Target
 from embedded_training.tokens import BOS, END_INST, EOS, TARGET_FLAG, TOKEN_MASK, load_array
+from slipstream.errors import ConfigError
 
-SHORTEST_PROMPT = 64
+SHORTEST_PROMPT = 64  # of rows that are long enough; see cut_range
 PROMPT_WEIGHT = 0.3  # of text that the target did not write itself
 SEGMENTS = (32, 160)  # shortest and longest run of tokens drawn at one temperature
 AFTER_END = 4  # tokens after an answer's end that still count: a draft may run past it in its last step
@@ -42,7 +43,7 @@ class Pool:
 
     def __init__(self, tokens: Tensor, weights: Tensor, count: int, rng: np.random.Generator) -> None:
         if len(tokens) < count:
-            raise ValueError(f"a batch needs {count} rows and there are {len(tokens)}: give more text or fewer rows")
+            raise ConfigError(f"a batch needs {count} rows and there are {len(tokens)}: give more text or fewer rows")
         self._tokens, self._weights, self._count, self._rng = tokens.to(torch.int32), weights.half(), count, rng
         self._order: np.ndarray = np.empty(0, dtype=np.int64)
 
@@ -95,12 +96,22 @@ def source_prompts(corpus: CorpusArrays, rows: int, length: int, library_share: 
     return torch.from_numpy(tokens)
 
 
+def cut_range(length: int) -> tuple[int, int]:
+    """Shortest and longest prompt of a row: the target writes at least 128 tokens of it, or half.
+
+    >>> cut_range(512), cut_range(40)
+    ((64, 384), (10, 20))
+    """
+    return min(SHORTEST_PROMPT, length // 4), length - min(128, length // 2)
+
+
 def continued_source(
-    target: Target, tokens: Tensor, longest_prompt: int, greedy_share: float, rng: np.random.Generator
+    target: Target, tokens: Tensor, greedy_share: float, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Rows cut at a random place and continued by the target, greedily and by sampling in turns: tokens, weights."""
     rows, length = tokens.shape
-    starts = torch.from_numpy(rng.integers(SHORTEST_PROMPT, longest_prompt + 1, rows)).to(tokens.device)
+    shortest, longest = cut_range(length)
+    starts = torch.from_numpy(rng.integers(shortest, longest + 1, rows)).to(tokens.device)
     temperatures = torch.from_numpy(_temperatures(rows, length, greedy_share, rng)).to(tokens.device)
     written = torch.arange(length, device=tokens.device) >= starts[:, None]
     weights = torch.where(written, 1.0, PROMPT_WEIGHT)
@@ -131,27 +142,34 @@ def answered_questions(
     starts = torch.from_numpy(chosen + 1).to(device)
     tokens = torch.from_numpy(plain.astype(np.int64)).to(device)
     tokens = target.continue_rows(tokens, starts, torch.zeros(tokens.shape, device=device))
-    columns = torch.arange(tokens.shape[1], device=device)
-    ended = (tokens == EOS) & (columns >= starts[:, None])
-    last = torch.where(ended.any(1), ended.int().argmax(1), tokens.shape[1]) + AFTER_END
     flagged = torch.from_numpy(((rows & TARGET_FLAG) != 0).astype(np.float32)).to(device)
-    earlier = torch.roll(flagged, -1, dims=1) * (columns < starts[:, None] - 1)
-    return tokens, torch.where((columns >= starts[:, None]) & (columns < last[:, None]), 1.0, earlier)
+    earlier = torch.roll(flagged, -1, dims=1)
+    before = torch.arange(tokens.shape[1], device=device) < starts[:, None] - 1
+    return tokens, torch.maximum(earlier * before, answer_weights(tokens, starts, (EOS,)))
+
+
+def answer_weights(tokens: Tensor, starts: Tensor, stops: Sequence[int]) -> Tensor:
+    """1 from starts[b] of row b to its first token of `stops` and a little further, else 0: fp32 [B, T]."""
+    columns = torch.arange(tokens.shape[1], device=tokens.device)
+    ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device)) & (columns >= starts[:, None])
+    last = torch.where(ended.any(1), ended.int().argmax(1), tokens.shape[1]) + AFTER_END
+    return ((columns >= starts[:, None]) & (columns < last[:, None])).float()
 
 
 def written_rows(
-    target: Target, corpus: CorpusArrays, rows: int, batch: int, length: int, seconds: float, device: str
+    target: Target, prompts: Callable[[], Tensor], rows: tuple[int, int], seconds: float, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """As many of `rows` continued rows as can be made in `seconds`, at least one batch: tokens, weights."""
-    started, made = time.perf_counter(), []
-    while sum(len(tokens) for tokens, _ in made) < rows:
-        prompts = source_prompts(corpus, batch, length, 0.2).to(device)
-        longest = max(SHORTEST_PROMPT, length - 128)
-        made.append(continued_source(target, prompts, longest, 0.7, corpus.rng))
-        if device == "cuda":
+    """As many continued rows as can be made in `seconds`, within `rows` (least, most): tokens, weights.
+
+    `prompts` gives the rows that are continued together, whole: ids [B, T] on the target's device.
+    """
+    started, made, count = time.perf_counter(), list[tuple[Tensor, Tensor]](), 0
+    least, most = rows
+    while count < most and (count < least or time.perf_counter() - started < seconds):
+        made.append(continued_source(target, prompts(), 0.7, rng))
+        count += len(made[-1][0])
+        if made[-1][0].is_cuda:
             torch.cuda.synchronize()
-        if time.perf_counter() - started > seconds:
-            break
     return joined(made)
 
 

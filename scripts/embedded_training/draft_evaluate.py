@@ -58,18 +58,19 @@ def source_cuts(windows: Sequence[Sequence[int]], seed: int, count: int = COMPLE
     return prompts
 
 
-def greedy_replies(target: Target, prompts: Sequence[Sequence[int]], max_tokens: int, stop: int | None) -> Replies:
-    """The target's greedy replies, each ended after `stop` or `max_tokens` tokens."""
+def greedy_replies(
+    target: Target, prompts: Sequence[Sequence[int]], max_tokens: int, stops: Sequence[int] = ()
+) -> Replies:
+    """The target's greedy replies, each ended after one of `stops` or `max_tokens` tokens."""
     device = target.head.device
     starts = torch.tensor([len(p) for p in prompts], device=device)
     width = int(starts.max()) + max_tokens + AFTER_END
     tokens = torch.tensor([[*p, *[PAD] * (width - len(p))] for p in prompts], device=device)
     tokens = target.continue_rows(tokens, starts, torch.zeros(tokens.shape, device=device))
     ends = starts + max_tokens
-    if stop is not None:
-        columns = torch.arange(width, device=device)
-        stopped = (tokens == stop) & (columns >= starts[:, None])
-        ends = torch.where(stopped.any(1), torch.minimum(ends, stopped.int().argmax(1) + 1), ends)
+    columns = torch.arange(width, device=device)
+    stopped = torch.isin(tokens, torch.tensor(stops, device=device)) & (columns >= starts[:, None])
+    ends = torch.where(stopped.any(1), torch.minimum(ends, stopped.int().argmax(1) + 1), ends)
     return Replies(tokens, starts, ends)
 
 
@@ -138,12 +139,12 @@ def _walked(replies: Replies, accepted: Callable[[Tensor, Tensor], Tensor], draf
     )
 
 
-class AcceptanceTest:
-    """Both kinds of prompts with the target's replies."""
-
-    def __init__(self, target: Target, tests: dict[str, list], seed: int = 1, limit: int | None = None) -> None:  # type: ignore[type-arg]
-        questions, cuts = question_prompts(tests)[:limit], source_cuts(tests["held_out"], seed, limit or COMPLETIONS)
-        self.replies = {
-            "questions": greedy_replies(target, questions, ANSWER_TOKENS, EOS),
-            "source": greedy_replies(target, cuts, COMPLETION_TOKENS, EOS),
-        }
+def corpus_replies(
+    target: Target, tests: dict[str, list], seed: int = 1, limit: int | None = None
+) -> dict[str, Replies]:  # type: ignore[type-arg]
+    """The target's replies to both kinds of prompts of a corpus folder's tests.json."""
+    questions, cuts = question_prompts(tests)[:limit], source_cuts(tests["held_out"], seed, limit or COMPLETIONS)
+    return {
+        "questions": greedy_replies(target, questions, ANSWER_TOKENS, (EOS,)),
+        "source": greedy_replies(target, cuts, COMPLETION_TOKENS, (EOS,)),
+    }

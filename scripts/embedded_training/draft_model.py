@@ -8,8 +8,7 @@ place of the target's hidden state when the draft goes on alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,24 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from embedded_training.model import LAYER_TENSORS, Shape, random_matrices, rms_norm, rope_tables, rotate_pairs
+from embedded_training.draft_params import DraftSizes, Rotation
+from embedded_training.model import LAYER_TENSORS, random_matrices, rms_norm, rotate_pairs
 
 _KEY_ALIGNMENT = 8  # attention scores get a multiple of this many columns, which matrix products of bf16 like
 
 Weights = dict[str, Tensor]
+Turns = tuple[Tensor, Tensor, Tensor | None]  # see Rotation.at
 
 
-def project(x: Tensor, weights: Weights, cos: Tensor, sin: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual rows [N, dim] -> rotated queries, rotated keys, values: [N, heads, head_dim] each."""
-    h = rms_norm(x, weights["attention_norm"], shape.norm_eps)
-    q, k, v = (F.linear(h, weights[name]).unflatten(-1, (-1, shape.head_dim)) for name in ("wq", "wk", "wv"))
-    return rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin), v
+def project(x: Tensor, weights: Weights, turns: Turns, head_dim: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Residual rows [N, dim] -> rotated and scaled queries, rotated keys, values: [N, heads, head_dim] each."""
+    cos, sin, query_scale = turns
+    h = rms_norm(x, weights["attention_norm"], eps)
+    q, k, v = (F.linear(h, weights[name]).unflatten(-1, (-1, head_dim)) for name in ("wq", "wk", "wv"))
+    q = rotate_pairs(q, cos, sin)
+    if query_scale is not None:
+        q = (q * query_scale).to(q.dtype)
+    return q, rotate_pairs(k, cos, sin), v
 
 
 def finish(x: Tensor, attended: Tensor, weights: Weights, eps: float) -> Tensor:
@@ -91,17 +96,27 @@ def distances(
 
 
 class DraftModel(nn.Module):
-    """fp32 master weights; every forward computes in `compute_dtype`. Embeddings and head are the target's."""
+    """fp32 master weights; every forward computes in `compute_dtype`. Embeddings and head are the target's.
 
-    def __init__(self, shape: Shape, compute_dtype: torch.dtype = torch.float32) -> None:
+    `params` is the content of the draft's params.json.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        compute_dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__()
-        self.shape = shape
+        self.params = dict(params)
+        self.sizes = sizes = DraftSizes.of(params)
         self.compute_dtype = compute_dtype
+        self._rotation = Rotation(params, device)
         self._project: Callable[..., tuple[Tensor, Tensor, Tensor]] = project
         self._finish: Callable[..., Tensor] = finish
         self._distances: Callable[..., tuple[Tensor, Tensor, Tensor]] = distances
-        layers, dim, hidden = shape.n_layers, shape.dim, shape.hidden_dim
-        q_dim, kv_dim = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        layers, dim, hidden = sizes.n_layers, sizes.dim, sizes.hidden_dim
+        q_dim, kv_dim = sizes.n_heads * sizes.head_dim, sizes.n_kv_heads * sizes.head_dim
         out_scale = (2 * layers) ** -0.5
         self.eagle_linear = random_matrices(1, dim, 2 * dim)
         self.norm = nn.Parameter(torch.ones(dim))
@@ -114,9 +129,7 @@ class DraftModel(nn.Module):
         self.w1 = random_matrices(layers, hidden, dim)
         self.w2 = random_matrices(layers, dim, hidden, out_scale)
         self.w3 = random_matrices(layers, hidden, dim)
-        cos, sin = rope_tables(shape)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.to(device)
 
     def compile(self) -> None:
         """Compiles what works on rows; batches of one number of rows, whatever their lengths, share the result."""
@@ -135,11 +148,11 @@ class DraftModel(nn.Module):
     def forward(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
         """All rows given: embeddings of the tokens one later and hidden states, [B, T, dim] -> out [B, T, dim]."""
         x = self._fused(embeddings, hidden)
-        cos, sin = self._rotations(x, 0)
+        turns = self._rotations(x, 0)
         for weights in self._layers():
-            q, k, v = self._heads(x, self._project(x.flatten(0, 1), weights, cos, sin, self.shape))
+            q, k, v = self._heads(x, weights, turns)
             x = self._finished(x, causal_attention(q, k, v), weights)
-        return rms_norm(x, self.norm.to(self.compute_dtype), self.shape.norm_eps)
+        return rms_norm(x, self.norm.to(self.compute_dtype), self.sizes.norm_eps)
 
     def unrolled(
         self,
@@ -165,9 +178,9 @@ class DraftModel(nn.Module):
         feedback, outs, entropies, gaps = hidden, [], [], []
         for step in range(steps):
             x = self._fused(_earlier(embeddings, step + 1), feedback)
-            cos, sin = self._rotations(x, step)
+            turns = self._rotations(x, step)
             for i, layer in enumerate(layers):
-                q, k, v = self._heads(x, self._project(x.flatten(0, 1), layer, cos, sin, self.shape))
+                q, k, v = self._heads(x, layer, turns)
                 if step == 0:
                     first.append((k, v))
                     attended = causal_attention(q, k, v)
@@ -179,7 +192,7 @@ class DraftModel(nn.Module):
             counted = _earlier(weights, step + 1).clone()
             counted[:, length - step - 1 :] = 0
             rows = (_earlier(t, step + 1).flatten(0, 1) for t in (expected, hidden))
-            eps = self.shape.norm_eps
+            eps = self.sizes.norm_eps
             out, entropy, gap = self._distances(x.flatten(0, 1), norm, head, *rows, counted.flatten(), eps)
             feedback = out.view(x.shape)
             outs.append(feedback)
@@ -189,23 +202,23 @@ class DraftModel(nn.Module):
 
     def _layers(self) -> list[Weights]:
         stacks = {name: getattr(self, name).to(self.compute_dtype).unbind(0) for name in LAYER_TENSORS}
-        return [{name: stack[i] for name, stack in stacks.items()} for i in range(self.shape.n_layers)]
+        return [{name: stack[i] for name, stack in stacks.items()} for i in range(self.sizes.n_layers)]
 
     def _fused(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
         return F.linear(torch.cat([embeddings, hidden], dim=-1), self.eagle_linear[0].to(self.compute_dtype))
 
-    def _rotations(self, x: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of rows at positions offset.. of each sequence, [B * T, 1, head_dim / 2]."""
-        positions = torch.arange(offset, offset + x.shape[1], device=x.device).clamp(max=len(self.cos) - 1)
-        rows = positions.repeat(x.shape[0])
-        return self.cos[rows], self.sin[rows]
+    def _rotations(self, x: Tensor, offset: int) -> Turns:
+        """Of rows at positions offset.. of each sequence, B * T in all."""
+        return self._rotation.at(torch.arange(offset, offset + x.shape[1], device=x.device).repeat(x.shape[0]))
 
-    def _heads(self, x: Tensor, projected: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x: Tensor, weights: Weights, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+        sizes = self.sizes
+        projected = self._project(x.flatten(0, 1), weights, turns, sizes.head_dim, sizes.norm_eps)
         q, k, v = (t.unflatten(0, x.shape[:2]) for t in projected)
         return q, k, v
 
     def _finished(self, x: Tensor, attended: Tensor, weights: Weights) -> Tensor:
-        rows = self._finish(x.flatten(0, 1), attended.flatten(-2).flatten(0, 1), weights, self.shape.norm_eps)
+        rows = self._finish(x.flatten(0, 1), attended.flatten(-2).flatten(0, 1), weights, self.sizes.norm_eps)
         return rows.view(x.shape)
 
 
@@ -223,22 +236,22 @@ def draft_tensors(model: DraftModel) -> dict[str, Tensor]:
     return {name: t.detach().to(torch.bfloat16).cpu().contiguous() for name, t in tensors.items()}
 
 
-def save_draft(model: DraftModel, params: dict[str, Any], folder: Path) -> None:
-    """Writes params.json, which is the target's with the draft's own sizes, and consolidated.safetensors."""
+def save_draft(model: DraftModel, folder: Path) -> None:
+    """Writes params.json and consolidated.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    params = params | {k: v for k, v in asdict(model.shape).items() if k in params or k in ("n_layers", "hidden_dim")}
-    (folder / "params.json").write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
+    (folder / "params.json").write_text(json.dumps(model.params, indent=2) + "\n", encoding="utf-8")
     save_file(draft_tensors(model), folder / "consolidated.safetensors", metadata={"format": "pt"})
 
 
 def load_draft(folder: Path, compute_dtype: torch.dtype, device: str = "cpu") -> DraftModel:
     """The draft of a folder that `save_draft` wrote, its bf16 weights held in fp32."""
-    shape = Shape(**json.loads((folder / "params.json").read_text(encoding="utf-8")))
+    params = json.loads((folder / "params.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "consolidated.safetensors")
-    model = DraftModel(shape, compute_dtype)
+    model = DraftModel(params, compute_dtype, device)
     with torch.no_grad():
         model.eagle_linear.copy_(tensors["eagle_linear.weight"][None])
         model.norm.copy_(tensors["norm.weight"])
         for name, native in LAYER_TENSORS.items():
-            getattr(model, name).copy_(torch.stack([tensors[f"layers.{i}.{native}"] for i in range(shape.n_layers)]))
-    return model.to(device)
+            stored = [tensors[f"layers.{i}.{native}"] for i in range(model.sizes.n_layers)]
+            getattr(model, name).copy_(torch.stack(stored))
+    return model

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from embedded_training.model import LAYER_TENSORS, EmbeddedModel, load_native, rms_norm, rotate_pairs
+from embedded_training.model import LAYER_TENSORS, EmbeddedModel, Shape, load_native, rms_norm, rotate_pairs
+from slipstream.errors import ConfigError
 
 # every decode step has a new length: kernels that are planned for one length would plan at every step
 _ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -23,6 +26,7 @@ class Target(Protocol):
     params: dict[str, Any]  # the content of params.json
     embeddings: Tensor  # [vocab_size, dim], in the dtype that the target computes in
     head: Tensor  # [vocab_size, dim], likewise
+    capturable: bool  # whether a CUDA graph can hold what `hidden` does
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Ids [B, T] -> hidden states after the final norm [B, T, dim]."""
@@ -34,11 +38,38 @@ class Target(Protocol):
         """
 
 
+# ids [B, n] at positions from the one given on, n > 1 only at 0 -> hidden states after the final norm [B, n, dim]
+Forward = Callable[[Tensor, int], Tensor]
+
+
+@torch.no_grad()
+def continued(forward: Forward, head: Tensor, tokens: Tensor, starts: Tensor, temperatures: Tensor) -> Tensor:
+    """See Target.continue_rows. All rows go forward together, those still in their prompts under its tokens."""
+    rows, length = tokens.clone(), tokens.shape[1]
+    first = int(starts.min())
+    with sdpa_kernel(_ANY_LENGTH):
+        hidden = forward(rows[:, :first], 0)
+        for t in range(first, length):
+            logits = F.linear(hidden[:, -1], head).float()
+            # Gumbel noise: argmax(logits / T + noise) is a draw at temperature T
+            noise = torch.empty_like(logits).exponential_().clamp_(min=1e-30).log().neg()
+            chosen = torch.addcmul(logits, noise, temperatures[:, t, None]).argmax(-1)
+            rows[:, t] = torch.where(t < starts, rows[:, t], chosen)
+            if t + 1 < length:
+                hidden = forward(rows[:, t : t + 1], t)
+    return rows
+
+
 class EmbeddedTarget:
-    """The embedded model, or any dense Mistral checkpoint of that form, as a target."""
+    """The embedded model, or another of that form, computed in the trainer's own code, which can be compiled."""
+
+    capturable = True
 
     def __init__(self, folder: Path, compute_dtype: torch.dtype, device: str) -> None:
+        """Raises ConfigError where the checkpoint is of another form."""
         self.params = json.loads((folder / "params.json").read_text(encoding="utf-8"))
+        if self.params.keys() != {field.name for field in fields(Shape)} or not self.params["tied_embeddings"]:
+            raise ConfigError(f"{folder} is not of the embedded model's form; give --text in the place of --corpus")
         self._model = load_native(folder, compute_dtype, device).requires_grad_(False)
         self._norm = self._model.norm.to(compute_dtype)
         self.embeddings = self._model.tok_embeddings.to(compute_dtype)
@@ -50,28 +81,15 @@ class EmbeddedTarget:
     @torch.no_grad()
     def hidden(self, tokens: Tensor) -> Tensor:
         """See Target."""
-        return rms_norm(self._model(tokens), self._norm, self._model.shape.norm_eps)
+        return self._normed(self._model(tokens))
 
-    @torch.no_grad()
     def continue_rows(self, tokens: Tensor, starts: Tensor, temperatures: Tensor) -> Tensor:
-        """See Target. All rows go forward together, those still in their prompts under its tokens."""
-        with sdpa_kernel(_ANY_LENGTH):
-            return self._continued(tokens, starts, temperatures)
+        """See Target."""
+        decoder = _CachedDecoder(self._model, *tokens.shape)
+        return continued(lambda ids, start: self._normed(decoder(ids, start)), self.head, tokens, starts, temperatures)
 
-    def _continued(self, tokens: Tensor, starts: Tensor, temperatures: Tensor) -> Tensor:
-        rows, length = tokens.clone(), tokens.shape[1]
-        decoder = _CachedDecoder(self._model, len(rows), length)
-        first = int(starts.min())
-        hidden = decoder(rows[:, :first], 0)
-        for t in range(first, length):
-            logits = F.linear(rms_norm(hidden[:, -1], self._norm, self._model.shape.norm_eps), self.head).float()
-            # Gumbel noise: argmax(logits / T + noise) is a draw at temperature T
-            noise = torch.empty_like(logits).exponential_().clamp_(min=1e-30).log().neg()
-            chosen = torch.addcmul(logits, noise, temperatures[:, t, None]).argmax(-1)
-            rows[:, t] = torch.where(t < starts, rows[:, t], chosen)
-            if t + 1 < length:
-                hidden = decoder(rows[:, t : t + 1], t)
-        return rows
+    def _normed(self, rows: Tensor) -> Tensor:
+        return rms_norm(rows, self._norm, self._model.shape.norm_eps)
 
 
 class _CachedDecoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from torch import Tensor
 from embedded_training.draft_batches import DraftBatch, Source
 from embedded_training.draft_model import DraftModel, save_draft
 from embedded_training.draft_target import Target
-from embedded_training.model import Shape
 from embedded_training.muon import Muon
+from slipstream.errors import ConfigError
 
 REPORTS = 30
 CLOCK_EVERY = 10  # steps between two looks at the clock
@@ -63,7 +63,7 @@ class DraftStep:
         self._target, self._draft, self._parts, self._recipe = target, draft, parts, recipe
         self._inputs = self._next()
         self._graph: torch.cuda.CUDAGraph | None = None
-        if self._inputs[0].tokens.is_cuda:
+        if self._inputs[0].tokens.is_cuda and target.capturable:
             self._capture()
 
     def __call__(self) -> Tensor:
@@ -127,28 +127,25 @@ def expected_rows(hidden: Tensor, head: Tensor, hard_share: float) -> Tensor:
     return torch.cat(means).view(hidden.shape)
 
 
-def draft_shape(target: Target, n_layers: int, hidden_dim: int) -> Shape:
-    """The target's shape with the draft's own number of layers and width of the feed-forward part."""
-    return Shape(**(target.params | {"n_layers": n_layers, "hidden_dim": hidden_dim}))
-
-
 def train_draft(
     target: Target,
-    shape: Shape,
+    params: Mapping[str, Any],
     parts: Sequence[Part],
     recipe: DraftRecipe,
     out: Path,
     measure: Callable[[DraftModel], dict[str, Any]],
     deadline: float = math.inf,
+    notes: Mapping[str, Any] | None = None,
 ) -> DraftModel:
     """Trains for `recipe.seconds`, compiling not counted; writes the checkpoint and draft_training.json to `out`.
 
+    `params` is the draft's params.json; `notes` go into the record as they are.
     Training ends at `deadline` on time.perf_counter()'s clock if that is earlier; the learning rate then falls sooner.
     """
     torch.manual_seed(recipe.seed)
     torch.set_float32_matmul_precision("high")
     device = target.head.device
-    draft = DraftModel(shape, target.head.dtype).to(device)
+    draft = DraftModel(params, target.head.dtype, device)
     if device.type == "cuda":
         draft.compile()
     count = sum(p.numel() for p in draft.parameters())
@@ -158,16 +155,17 @@ def train_draft(
     print(f"ready to train after {time.perf_counter() - started:.1f} s", flush=True)
     seconds = min(recipe.seconds, deadline - time.perf_counter())
     if seconds <= 0:
-        raise TimeoutError("no time is left to train: allow more, or write fewer rows")
+        raise ConfigError("no time is left to train: allow more, or write fewer rows")
 
     def kept_and_measured(draft: DraftModel) -> dict[str, Any]:
-        save_draft(draft, target.params, out)
+        save_draft(draft, out)
         return measure(draft)
 
     log = _run(draft, step, parts, recipe, seconds, kept_and_measured)
-    save_draft(draft, target.params, out)
-    record = {"recipe": asdict(recipe), "parameters": count, "torch": torch.__version__, "log": log}
-    record["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    save_draft(draft, out)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    record = {"recipe": asdict(recipe), "parameters": count, "torch": torch.__version__, "device": name}
+    record |= {**(notes or {}), "log": log}
     (out / "draft_training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return draft
 
@@ -203,7 +201,7 @@ def _run(
             elapsed = time.perf_counter() - started
             progress = elapsed / seconds
         if progress * REPORTS >= reported + 1:
-            reported = int(progress * REPORTS)
+            reported = min(int(progress * REPORTS), REPORTS)  # the last one measures
             losses = (total / counted).tolist()
             total.zero_()
             counted = 0

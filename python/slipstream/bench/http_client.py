@@ -46,11 +46,13 @@ class LoadClient:
 
     async def ordinary_token_ids(self) -> list[int]:
         """Some hundreds of ids that stand for text: those that a long text has and an empty one has not."""
-        special, text = [
-            (await self._short("POST", "/tokenize", {"prompt": prompt}))["tokens"]
-            for prompt in ("", inspect.getsource(textwrap))
-        ]
+        special, text = [await self.tokenize(prompt) for prompt in ("", inspect.getsource(textwrap))]
         return sorted(set(text) - set(special))
+
+    async def tokenize(self, text: str) -> list[int]:
+        """The ids of a text, with what every prompt begins with."""
+        tokens: list[int] = (await self._short("POST", "/tokenize", {"prompt": text}))["tokens"]
+        return tokens
 
     async def flush_cache(self) -> str | None:
         """Empty the prefix cache. Returns why that failed, or None."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from slipstream.bench.acceptance import total
 from slipstream.bench.workload import random_prompts
 from slipstream.errors import ConfigError, SlipstreamError
 
@@ -37,6 +38,7 @@ class Timing:
     shape: Shape
     one_token_s: tuple[float, ...]
     all_tokens_s: tuple[float, ...]
+    accepted: tuple[int, ...] = ()  # entry i: verify steps of the timed runs of which i drafts were accepted
 
     @property
     def ttft_s(self) -> float:
@@ -94,19 +96,26 @@ def measure(
 ) -> Timing:
     """Warm the shape up once, then time it `num_runs` times. Every run has fresh prompts: no cache can help."""
 
+    histograms: list[tuple[int, ...]] = []
+
     def timed(output_len: int) -> float:
         prompts = random_prompts(rng, token_ids, shape.batch_size, shape.input_len)
-        elapsed_s = time_batch(engine, prompts, output_len)
+        elapsed_s, accepted = time_batch(engine, prompts, output_len)
+        histograms.append(accepted)
         on_run()
         return elapsed_s
 
     timed(min(WARM_UP_OUTPUT_LEN, shape.output_len))
+    histograms.clear()
     runs = [(timed(1), timed(shape.output_len)) for _ in range(num_runs)]
-    return Timing(shape, tuple(one for one, _ in runs), tuple(every for _, every in runs))
+    return Timing(shape, tuple(one for one, _ in runs), tuple(every for _, every in runs), total(histograms))
 
 
-def time_batch(engine: BatchEngine, prompts: list[list[int]], output_len: int) -> float:
-    """Seconds until all prompts have exactly `output_len` tokens. Raises SlipstreamError when an answer differs."""
+def time_batch(engine: BatchEngine, prompts: list[list[int]], output_len: int) -> tuple[float, tuple[int, ...]]:
+    """Seconds until all prompts have exactly `output_len` tokens, and the verify steps by the drafts they accepted.
+
+    Raises SlipstreamError when an answer differs.
+    """
     started_s = time.perf_counter()
     answers = engine.generate(prompts, {"max_new_tokens": output_len, "temperature": 0, "ignore_eos": True})
     elapsed_s = time.perf_counter() - started_s
@@ -115,7 +124,7 @@ def time_batch(engine: BatchEngine, prompts: list[list[int]], output_len: int) -
             raise SlipstreamError(f"an answer has {len(answer.token_ids)} tokens instead of {output_len}: no measure")
         if answer.num_cached:
             raise SlipstreamError(f"{answer.num_cached} prompt tokens came from the prefix cache: no measure")
-    return elapsed_s
+    return elapsed_s, total(answer.drafts.accepted for answer in answers if answer.drafts is not None)
 
 
 def decode_weight_bytes(config: dict[str, Any], bytes_per_weight: int) -> int:

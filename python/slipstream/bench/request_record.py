@@ -19,6 +19,7 @@ class RequestRecord:
     num_cached: int = 0
     finish: str | None = None
     acceptance_length: float | None = None
+    accepted: tuple[int, ...] = ()  # entry i: verify steps of which i drafts were accepted
     error: str | None = None
 
     def note(self, progress: Progress, now_s: float) -> None:
@@ -34,6 +35,7 @@ class RequestRecord:
         self.num_cached = self.num_cached if progress.num_cached is None else progress.num_cached
         self.finish = progress.finish or self.finish
         self.acceptance_length = progress.acceptance_length or self.acceptance_length
+        self.accepted = progress.accepted or self.accepted
 
     def end(self, now_s: float) -> None:
         """The stream is over."""

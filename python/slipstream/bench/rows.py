@@ -58,6 +58,28 @@ class ServingRow(Row):
     e2e_s_summary: Summary | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpeculativeRow(Row):
+    """One workload on a server with drafts, beside the same requests on one without, in turns.
+
+    ttft_s and tpot_ms are means over the requests that succeeded; decode_tok_s is the throughput over all turns.
+    """
+
+    workload: str  # "questions" | "source"
+    num_steps: int  # K, the longest path of drafts in one step
+    topk: int  # branches below each draft
+    adaptive: bool  # K follows load and acceptance, from num_steps down to 0
+    dtype: str
+    num_requests: int
+    num_failed: int
+    failures: dict[str, int]  # what went wrong -> how often
+    accepted: list[int]  # entry i: verify steps of which i drafts were accepted
+    position_rates: list[float]  # entry i: share of the verify steps of which more than i drafts were accepted
+    plain_tok_s: float | None  # throughput without drafts
+    ratio: float | None  # decode_tok_s / plain_tok_s
+    turn_ratios: list[float]  # the same for each turn
+
+
 def to_objects(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Rows as plain data for JSON."""
     return [dataclasses.asdict(row) for row in rows]

@@ -20,6 +20,7 @@ class Progress:
     num_cached: int | None = None
     finish: str | None = None
     acceptance_length: float | None = None
+    accepted: tuple[int, ...] | None = None  # entry i: verify steps so far of which i drafts were accepted
 
 
 class _MetaInfo(msgspec.Struct, frozen=True):
@@ -28,6 +29,7 @@ class _MetaInfo(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
     finish_reason: dict[str, Any] | None = None
     spec_accept_length: float | None = None
+    spec_correct_drafts_histogram: tuple[int, ...] | None = None
 
 
 class _NativeEvent(msgspec.Struct, frozen=True):
@@ -55,9 +57,19 @@ class _Choice(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
 
 
+class _Drafts(msgspec.Struct, frozen=True):
+    mean_acceptance_length: float | None = None
+    acceptance_histogram: tuple[int, ...] | None = None
+
+
+class _Metrics(msgspec.Struct, frozen=True):
+    speculative_decoding: _Drafts | None = None
+
+
 class _ChatEvent(msgspec.Struct, frozen=True):
     choices: list[_Choice] = []
     usage: _Usage | None = None
+    metrics: _Metrics | None = None
     error: dict[str, Any] | None = None
 
 
@@ -82,6 +94,7 @@ def read_native(data: bytes) -> Progress:
         num_cached=meta.cached_tokens,
         finish=finish,
         acceptance_length=meta.spec_accept_length,
+        accepted=meta.spec_correct_drafts_histogram,
     )
 
 
@@ -89,12 +102,15 @@ def read_chat(data: bytes) -> Progress:
     """A chunk of POST /v1/chat/completions. Raises StreamFailed."""
     event = _decode(_chat, data)
     usage, details = event.usage, event.usage.prompt_tokens_details if event.usage else None
+    drafts = event.metrics.speculative_decoding if event.metrics else None
     return Progress(
         num_tokens=usage.completion_tokens if usage else None,
         text="".join(choice.delta.content or "" for choice in event.choices),
         prompt_len=usage.prompt_tokens if usage else None,
         num_cached=details.cached_tokens if details else None,
         finish=next((choice.finish_reason for choice in event.choices if choice.finish_reason), None),
+        acceptance_length=drafts.mean_acceptance_length if drafts else None,
+        accepted=drafts.acceptance_histogram if drafts else None,
     )
 
 

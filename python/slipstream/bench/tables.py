@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from slipstream.bench.rows import OneBatchRow, ServingRow
+from slipstream.bench.rows import OneBatchRow, ServingRow, SpeculativeRow
 from slipstream.bench.statistics import Summary
 
 
@@ -42,6 +42,35 @@ def serving_table(row: ServingRow) -> Table:
     table.add_row("time to first token, ms", *_cells(row.ttft_s_summary, 1000, 1))
     table.add_row("time per further token, ms", *_cells(row.tpot_ms_summary, 1, 2))
     table.add_row("whole answer, s", *_cells(row.e2e_s_summary, 1, 3))
+    return table
+
+
+def speculative_tables(rows: Sequence[SpeculativeRow]) -> list[Table]:
+    """A table for each workload and number of requests at once, with a line for each case."""
+    tables = []
+    for workload, batch_size in dict.fromkeys((row.workload, row.batch_size) for row in rows):
+        group = [row for row in rows if (row.workload, row.batch_size) == (workload, batch_size)]
+        tables.append(_speculative_table(f"{workload}, {batch_size} at once", group))
+    return tables
+
+
+def describe_case(row: SpeculativeRow) -> str:
+    """How the server drafted, in words that stay the same from run to run."""
+    tree = f", topk {row.topk}" if row.topk > 1 else ""
+    return f"K up to {row.num_steps}{tree}, adaptive" if row.adaptive else f"K {row.num_steps}{tree}"
+
+
+def _speculative_table(title: str, rows: Sequence[SpeculativeRow]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    headers = ("", "acceptance length", "accepted at 1, 2, ...", "tok/s", "without drafts", "ratio")
+    for name in headers:
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(
+            describe_case(row), number(row.acceptance_length, 2),
+            " ".join(number(rate, 2) for rate in row.position_rates) or "-",
+            number(row.decode_tok_s), number(row.plain_tok_s), number(row.ratio, 2),
+        )  # fmt: skip
     return table
 
 

@@ -1,4 +1,4 @@
-"""`slipstream bench one-batch | serving`: parse the flags, measure, print a table, write JSON."""
+"""`slipstream bench one-batch | serving | speculative`: parse the flags, measure, print a table, write JSON."""
 
 import argparse
 import asyncio
@@ -6,22 +6,33 @@ import dataclasses
 import functools
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import Progress
 
-from slipstream import __version__
 from slipstream.bench import one_batch
+from slipstream.bench.acceptance import acceptance_length
 from slipstream.bench.connection import API_KEY_VARIABLE
 from slipstream.bench.http_client import LoadClient
 from slipstream.bench.own_server import OwnServer
-from slipstream.bench.rows import OneBatchRow, Row, ServingRow, write_json
+from slipstream.bench.rows import OneBatchRow, ServingRow
 from slipstream.bench.serving import Case, Send, run_case, to_row
 from slipstream.bench.tables import one_batch_table, serving_table
 from slipstream.bench.workload import ordinary_token_ids, poisson_arrivals, random_prompts, read_questions
-from slipstream.config.flags import AUTO, FlagParser, add_flags, flag_name, from_namespace
+from slipstream.cli.bench_common import (
+    ENGINE,
+    MAX_REQUESTS,
+    MAX_WARM_UP_REQUESTS,
+    add_common_flags,
+    positive,
+    progress,
+    show_failures,
+    warm_up,
+    whole_number,
+    write_rows,
+)
+from slipstream.cli.bench_speculative import bench_speculative
+from slipstream.config.flags import AUTO, FlagParser, flag_name, from_namespace
 from slipstream.config.options import LaunchOptions
 from slipstream.config.resolve import Resolved
 from slipstream.engine import Engine
@@ -29,22 +40,21 @@ from slipstream.errors import ConfigError
 from slipstream.launch.prepare import prepare
 from slipstream.tokenizer.process import load_tokenizer
 
-ENGINE = f"slipstream {__version__}"
 DTYPE_BYTES = {"float32": 4}  # all others: 2
-MAX_REQUESTS = 100_000
-MAX_WARM_UP_REQUESTS = 8
-WARM_UP_OUTPUT_LEN = 8
 
 
 def main(args: list[str]) -> int:
     """Returns 0 when something was measured and 1 when every request failed."""
-    commands: dict[str, Callable[[list[str]], int]] = {"one-batch": bench_one_batch, "serving": bench_serving}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "one-batch": bench_one_batch, "serving": bench_serving, "speculative": bench_speculative,
+    }  # fmt: skip
     if args and args[0] in commands:
         return commands[args[0]](args[1:])
     parser = FlagParser(prog="slipstream bench", description="Measure the speed of a model or of a server.")
     parser.add_argument(
         "benchmark", choices=list(commands),
-        help="one-batch: the Engine, one batch at a time; serving: a server under load; each has its own --help",
+        help="one-batch: the Engine, one batch at a time; serving: a server under load; speculative: servers with and "
+        "without drafts, side by side; each has its own --help",
     )  # fmt: skip
     parser.parse_args(args[:1] or ["--help"])
     return 2
@@ -66,7 +76,7 @@ def one_batch_parser() -> FlagParser:
         "--memory-bandwidth-gbs", type=positive, metavar="X",
         help="memory bandwidth in GB/s: shows the time that reading the weights takes at least",
     )  # fmt: skip
-    _add_common_flags(parser, server=False)
+    add_common_flags(parser, server=False)
     return parser
 
 
@@ -90,14 +100,14 @@ def bench_one_batch(args: list[str]) -> int:
         floor_ms = weight_bytes / (flags.memory_bandwidth_gbs * 1e6)
     timings = []
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    with Engine(in_process=flags.in_process, **values) as engine, _progress() as track:
+    with Engine(in_process=flags.in_process, **values) as engine, progress() as track:
         for shape in shapes:
             on_run = track(f"batch {shape.batch_size}", 2 * flags.runs + 1)
             timings.append(one_batch.measure(
                 engine, shape, token_ids=token_ids, num_runs=flags.runs, rng=rng, on_run=on_run))  # fmt: skip
     rows = [_one_batch_row(timing, resolved, flags.in_process, floor_ms) for timing in timings]
     Console().print(one_batch_table(rows))
-    _write(flags.output_json, rows)
+    write_rows(flags.output_json, rows)
     return 0
 
 
@@ -108,8 +118,8 @@ def _one_batch_row(
     return OneBatchRow(
         engine=ENGINE, model=resolved.server.served_model_name, batch_size=shape.batch_size, input_len=shape.input_len,
         output_len=shape.output_len, ttft_s=timing.ttft_s, tpot_ms=None if tpot_s is None else 1000 * tpot_s,
-        decode_tok_s=None if tpot_s is None else shape.batch_size / tpot_s, speculative=False, acceptance_length=None,
-        in_process=in_process, dtype=resolved.worker.dtype, device=resolved.worker.device,
+        decode_tok_s=None if tpot_s is None else shape.batch_size / tpot_s, speculative=resolved.scheduler.drafts is not None,
+        acceptance_length=acceptance_length(timing.accepted), in_process=in_process, dtype=resolved.worker.dtype, device=resolved.worker.device,
         ttft_median_s=timing.ttft_median_s, tpot_median_ms=None if median_s is None else 1000 * median_s,
         prefill_tok_s=shape.batch_size * shape.input_len / timing.ttft_s, floor_ms=floor_ms,
         one_token_runs_s=list(timing.one_token_s), all_tokens_runs_s=list(timing.all_tokens_s),
@@ -151,7 +161,7 @@ def serving_parser() -> FlagParser:
     parser.add_argument("--questions", metavar="FILE", help="chat questions, one a line, instead of random prompts")
     parser.add_argument("--timeout-s", type=positive, default=600.0, metavar="X", help="longest time for one case")
     _add_shape_flags(parser, batch_sizes=None)
-    _add_common_flags(parser, server=True)
+    add_common_flags(parser, server=True)
     parser.set_defaults(port=0)  # any free one
     return parser
 
@@ -176,9 +186,8 @@ def bench_serving(args: list[str]) -> int:
         rows = asyncio.run(_measure_serving(flags.base_url, api_key, flags))
     for row in rows:
         Console().print(serving_table(row))
-        for failure, count in row.failures.items():
-            Console().print(f"{count} failed: {failure}", style="red", markup=False, highlight=False)
-    _write(flags.output_json, rows)
+        show_failures(row.failures)
+    write_rows(flags.output_json, rows)
     return 0 if any(row.num_failed < row.num_requests for row in rows) else 1
 
 
@@ -192,10 +201,10 @@ async def _measure_serving(url: str, api_key: str | None, flags: argparse.Namesp
         for index, concurrency in enumerate(limits):
             case = Case(concurrency, flags.request_rate, flags.timeout_s)
             rng = random.Random(f"{flags.seed}/{index}")
-            await _warm_up(client, case, _sends(client, flags, questions, token_ids, rng, MAX_WARM_UP_REQUESTS))
+            await warm_up(client, case, _sends(client, flags, questions, token_ids, rng, MAX_WARM_UP_REQUESTS))
             sends = _sends(client, flags, questions, token_ids, rng, flags.num_requests)
             arrivals = poisson_arrivals(rng, len(sends), flags.request_rate) if flags.request_rate is not None else None
-            with _progress() as track:
+            with progress() as track:
                 on_end = track(f"{concurrency or 'any number'} at once", len(sends))
                 records, duration_s = await run_case(case, sends, arrivals, on_end)
             rows.append(to_row(
@@ -217,37 +226,6 @@ def _sends(
     return [functools.partial(client.generate, prompt, flags.output_len) for prompt in prompts]
 
 
-async def _warm_up(client: LoadClient, case: Case, sends: list[Send]) -> None:
-    """A few requests that are not measured, then an empty prefix cache."""
-    records, _ = await run_case(Case(case.concurrency, None, case.timeout_s), sends, None)
-    if not any(record.ok for record in records):
-        raise ConfigError(f"every warm-up request failed; the first: {records[0].error}")
-    if problem := await client.flush_cache():
-        Console(stderr=True).print(f"note: the prefix cache was not flushed ({problem})", markup=False)
-
-
-# ---- flags of both
-
-
-def whole_number(text: str, maximum: int = 2**31 - 1) -> int:
-    """A flag's value that must be a positive whole number."""
-    value = int(text) if text.isascii() and text.isdigit() else 0
-    if not 1 <= value <= maximum:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {maximum}")
-    return value
-
-
-def positive(text: str) -> float:
-    """A flag's value that must be a positive finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
 def _add_shape_flags(parser: FlagParser, batch_sizes: list[int] | None) -> None:
     if batch_sizes is not None:
         parser.add_argument(
@@ -258,29 +236,3 @@ def _add_shape_flags(parser: FlagParser, batch_sizes: list[int] | None) -> None:
         "--output-len", type=whole_number, default=128, metavar="N",
         help="tokens of each answer, or with a file of questions the most",
     )  # fmt: skip
-
-
-def _add_common_flags(parser: FlagParser, *, server: bool) -> None:
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random here")
-    parser.add_argument("--output-json", metavar="FILE", help="write the figures as a JSON list of objects")
-    group = parser.add_argument_group("server flags" if server else "engine flags")
-    add_flags(group, LaunchOptions, server=server)
-    parser.set_defaults(log_level="warning")  # no line for each request
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int], Callable[[], None]]]:
-    """Gives a function (text, total) -> a function to call at each step. Shown on a terminal only."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-
-        def track(text: str, total: int) -> Callable[[], None]:
-            task = bar.add_task(text, total=total)
-            return lambda: bar.advance(task)
-
-        yield track
-
-
-def _write(path: str | None, rows: Iterable[Row]) -> None:
-    if path is not None:
-        write_json(path, list(rows))

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 PRIOR = 0.7  # worth trying; a few steps tell
 PRIOR_WEIGHT = 4.0  # trials that a prior counts for
-DOUBT_WEIGHT = 2.0  # the same, when the past is doubted
+DOUBT_WEIGHT = 1.0  # the same, when the past is doubted
 SHORT_TRIALS, SHORT_STEPS = 12, 3  # memory that notices a change
 LONG_TRIALS, LONG_STEPS = 128, 16  # memory that the estimate is made of
 SURPRISE = 2.5  # standard deviations between the two memories that chance does not explain
@@ -28,6 +28,7 @@ class AcceptanceEstimator:
     def __init__(self, depth: int) -> None:
         self._positions = [_Position() for _ in range(depth)]
         self._positions[0].set(PRIOR_WEIGHT, PRIOR)
+        self._expected = self._sum_up()
 
     def observe(self, outcomes: Iterable[tuple[int, int]]) -> None:
         """Take one step's (drafts that could have been accepted, drafts accepted) of each slot."""
@@ -42,15 +43,11 @@ class AcceptanceEstimator:
                 position.add(trials[index], hits[index])
             elif index:  # the first one's evidence is dropped by `doubt` only, which has its price
                 position.scale(math.exp(-1 / FADING_STEPS))
+        self._expected = self._sum_up()
 
     def expected(self, depth: int) -> float:
         """Mean number of accepted drafts of a path of `depth`."""
-        total, survival, probability = 0.0, 1.0, None
-        for position in self._positions[:depth]:
-            probability = position.mean(probability)
-            survival *= probability
-            total += survival
-        return total
+        return self._expected[depth]
 
     def doubt(self) -> None:
         """Keep no more than a hint of the past: the next few trials decide."""
@@ -58,6 +55,16 @@ class AcceptanceEstimator:
         first.set(DOUBT_WEIGHT, (first.mean() + PRIOR) / 2)
         for position in others:
             position.scale(DOUBT_WEIGHT / max(DOUBT_WEIGHT, position.trials))
+        self._expected = self._sum_up()
+
+    def _sum_up(self) -> list[float]:
+        """Expected numbers of accepted drafts for depths 0, 1, and so on."""
+        sums, survival, probability = [0.0], 1.0, None
+        for position in self._positions:
+            probability = position.mean(probability)
+            survival *= probability
+            sums.append(sums[-1] + survival)
+        return sums
 
 
 class _Position:

@@ -1,10 +1,21 @@
-"""What a decode step costs, by batch size, warm slots and depth: measured, interpolated, or guessed to be worth a try."""
+"""What a decode step costs, by batch size, warm slots and depth: measured, interpolated or hopefully guessed."""
+
+from dataclasses import dataclass
 
 from slipstream.scheduler.draft_curve import REACH, Curve, distance, on_line
 
 OPTIMISM = 0.95  # of a guess: a depth that might be as good gets measured
 REFEED_SHARE = 0.07  # of a warm step, until cold ones have been measured
 COLD, WARM = 0, 5  # shares of warm slots: none, all; 1 to 4 are the quarters between
+
+
+@dataclass
+class _AtSize:
+    """What the measurements say of one batch size; `costs` when somebody asks."""
+
+    known: dict[int, float]
+    plain: float | None
+    costs: list[float] | None = None
 
 
 class StepCosts:
@@ -20,36 +31,31 @@ class StepCosts:
         self._cold = Curve()
         self._warm = [Curve() for _ in range(max_depth + 1)]
         self._mixed: dict[tuple[int, int], Curve] = {}  # by share of warm slots and depth: over the rule of three
-        self._cache: dict[int, list[float]] = {}  # of `_warm_costs`, until the next sample
+        self._at_sizes: dict[int, _AtSize] = {}  # until the next sample
 
     def add(self, num_decode: int, num_warm: int, depth: int, step_s: float) -> bool:
         """Take the time of a step without prompt tokens.
 
         True if the machine has become faster or slower: then other depths need to be measured again.
         """
-        self._cache.clear()
         share = _share(num_decode, num_warm)
-        if share == COLD or share == WARM:
-            curve = self._cold if share == COLD else self._warm[depth]
-            factor = curve.add(num_decode, step_s)
-            if factor == 1.0:
-                return False
-            for other in (self._cold, *self._warm):
-                if other is not curve:
-                    other.rescale(factor)
-            return True
         between = self._between(num_decode, num_warm, depth)
-        if between is not None:
+        if COLD < share < WARM and between is not None and (depth or self.plain(num_decode) is not None):
             self._mixed.setdefault((share, depth), Curve()).add(num_decode, step_s / between)
-            self._cache.clear()
-        return False
+            return False
+        curve = self._cold if share == COLD else self._warm[depth]  # also a mixed step, for want of anything better
+        factor = curve.add(num_decode, step_s)
+        self._at_sizes.clear()
+        if factor == 1.0:
+            return False
+        for other in (self._cold, *self._warm):
+            if other is not curve:
+                other.rescale(factor)
+        return True
 
     def plain(self, num_decode: int) -> float | None:
         """A step in which all slots are cold; None until one without drafts was measured near that size."""
-        cold, warm = self._cold.at(num_decode), self._known(num_decode).get(0)
-        if cold is None:
-            return None if self._warm[0].at(num_decode) is None or warm is None else warm * self._cold_ratio(num_decode)
-        return cold if warm is None else min(cold, warm)
+        return self._at(num_decode).plain
 
     def known_size(self, num_decode: int) -> int | None:
         """The batch size nearest to this one, within reach, whose plain step is known."""
@@ -83,18 +89,22 @@ class StepCosts:
 
     def _warm_costs(self, num_decode: int) -> list[float]:
         """Costs by depth of steps in which all slots are warm; empty before any step was measured."""
-        if num_decode not in self._cache:
+        at = self._at(num_decode)
+        if at.costs is None:
+            nearby = at.known if len(at.known) > 1 else self._nearby(num_decode, at.known)
+            at.costs = _fill(at.known, nearby or at.known, self._max_depth)
+        return at.costs
+
+    def _at(self, num_decode: int) -> _AtSize:
+        if num_decode not in self._at_sizes:
             known = self._known(num_decode)
-            nearby = known if len(known) > 1 else self._nearby(num_decode, known)
-            basis = nearby or known
-            if basis:
-                ((base, cost), *_) = (known or basis).items()
-                scale = cost / basis[base]
-                depths = range(self._max_depth + 1)
-                self._cache[num_decode] = [known.get(depth) or _guess(basis, depth) * scale for depth in depths]
-            else:
-                self._cache[num_decode] = []
-        return self._cache[num_decode]
+            plain, warm = self._cold.at(num_decode), known.get(0)
+            if plain is not None and warm is not None:
+                plain = min(plain, warm)
+            elif self._warm[0].at(num_decode) is not None and warm is not None:
+                plain = warm * self._cold_ratio(num_decode)
+            self._at_sizes[num_decode] = _AtSize(known, plain)
+        return self._at_sizes[num_decode]
 
     def _known(self, num_decode: int) -> dict[int, float]:
         """Measured costs of warm steps by depth. At depth 0 a cold step stands in: it lacks the re-feed only."""
@@ -118,7 +128,7 @@ class StepCosts:
         for size in sorted(sizes, key=lambda size: distance(size, num_decode)):
             if known and distance(size, num_decode) > REACH:
                 break
-            nearby = self._known(size)
+            nearby = self._at(size).known
             if len(nearby) > len(known) and known.keys() <= nearby.keys():
                 return nearby
         return {}
@@ -148,8 +158,20 @@ def _share(num_decode: int, num_warm: int) -> int:
     return -(-4 * num_warm // num_decode)
 
 
+def _fill(known: dict[int, float], basis: dict[int, float], max_depth: int) -> list[float]:
+    """`known` costs by depth, others guessed by those in `basis`, which has a depth in common with it."""
+    if not basis:
+        return []
+    base, cost = next(iter((known or basis).items()))
+    costs: list[float] = []
+    for depth in range(max_depth + 1):
+        least = max((cost for shallower, cost in known.items() if shallower < depth), default=0.0)
+        costs.append(known.get(depth) or max(_guess(basis, depth) * cost / basis[base], least))
+    return costs
+
+
 def _guess(known: dict[int, float], depth: int) -> float:
-    """A hopeful cost of a depth. From a single known one: shallower ones cost their share of rows, deeper ones no more."""
+    """A hopeful cost of a depth. By one known depth, shallower ones cost their share of rows, deeper ones no more."""
     if depth in known:
         return known[depth]
     if len(known) > 1:

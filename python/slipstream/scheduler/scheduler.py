@@ -220,11 +220,9 @@ class Scheduler:
             builder.add_decode(sequence, depth)
 
     def _make_room(self, sequence: Sequence, builder: PlanBuilder) -> bool:
-        """See that a step without drafts has its page, preempting the youngest if need be; False if there is none."""
+        """See that a step without drafts has its page, preempting the youngest if need be; False if it was itself."""
         missing = self._num_pages_missing(sequence, depth=0)
         while missing > self._pages.num_available:
-            if sequence.num_drafting:
-                return False  # what is in flight may bring fewer tokens than it might: better wait for it
             victim = self._running[-1]  # the builder has nothing of it yet: it comes after `sequence`, or is it
             self._preempt(victim)
             if victim is sequence:
@@ -233,15 +231,16 @@ class Scheduler:
         return True
 
     def _fitting_depth(self, sequence: Sequence, depth: int) -> int:
-        """The longest path of drafts up to `depth` that is of use and has pages, with one left for each other."""
+        """The longest path of drafts up to `depth` that is of use and has pages without anybody's preemption."""
         depth = useful_depth(depth, sequence.length_lb, sequence.limit, sequence.sampling.max_draft_tokens)
-        spare = self._pages.num_available - (len(self._running) - 1)
-        while depth > 0:
-            missing = self._num_pages_missing(sequence, depth)
-            if missing <= max(spare, 0) and self._num_rows(sequence, depth) <= self.max_sequence_len:
-                return depth
+        while depth > 0 and not self._fits(sequence, depth):
             depth -= 1
-        return 0
+        return max(depth, 0)
+
+    def _fits(self, sequence: Sequence, depth: int) -> bool:
+        if self._num_rows(sequence, depth) > self.max_sequence_len:
+            return False  # a tree's rows may reach past the request's limit, but not past what a page table holds
+        return self._num_pages_missing(sequence, depth) <= self._pages.num_available
 
     def _num_rows(self, sequence: Sequence, depth: int) -> int:
         return rows_needed(self._drafting.shape, depth, sequence.length_ub, sequence.limit)

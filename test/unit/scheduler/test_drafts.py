@@ -179,8 +179,31 @@ def test_drafts_take_pages_that_are_left_and_never_anybodys_place() -> None:
         assert harness.scheduler.counters.num_preemptions == 0, "2 times 16 rows have 32 pages"
 
 
-def test_a_tree_gets_shallower_where_its_rows_do_not_fit() -> None:
-    harness = start(tree(3, 4, 12), accepts=[0] * 20, num_pages=6, max_steps_in_flight=1)  # 20 rows
+def test_nobody_is_preempted_for_tokens_that_may_not_come() -> None:
+    """Nothing is accepted: both need 4 + 13 - 1 rows in the end, though 8 more are asked for as long as there are."""
+    harness = start(chain(3), accepts=[0] * 100, num_pages=1 + 2 * 16 + 1, page_size=1)
+    for rid in ("a", "b"):
+        harness.add(rid, [1, 2, 3, 4], max_new_tokens=40)
+    while len(harness.tokens.get(("b", 0), ())) < 13:
+        harness.plan()
+        harness.work()
+    assert harness.scheduler.counters.num_preemptions == 0
+
+
+def test_a_step_is_planned_as_long_as_a_token_may_be_missing() -> None:
+    harness = start(chain(3), accepts=[0] * 20)
+    harness.add("a", [1, 2, 3, 4], max_new_tokens=5)
+    assert harness.plan() and harness.plan()
+    for _ in range(3):
+        harness.work()
+        assert harness.plan(), "what is in flight may bring all there is to come, or one token"
+    harness.run()
+    assert depths(harness) == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("limits", [{"num_pages": 6}, {"num_pages": 60, "context_length": 20}])
+def test_a_tree_gets_shallower_where_its_rows_do_not_fit(limits: dict[str, int]) -> None:
+    harness = start(tree(3, 4, 12), accepts=[0] * 20, max_steps_in_flight=1, **limits)  # 20 rows
     harness.add("a", [1] * 6, max_new_tokens=14)
     harness.run()
     # Depth 1 takes 5 rows, 2 and 3 take 13, from row 6 on.
@@ -278,15 +301,21 @@ def test_a_sequence_goes_cold_in_its_run_and_its_later_pages_are_not_valid() -> 
 
 
 def test_one_that_goes_cold_and_loses_its_slot_in_the_same_plan() -> None:
-    harness, script = scripted(num_pages=13, max_running_requests=4)
-    script.cold_now = True
-    for i in range(4):
-        harness.add(f"r{i}", [i] * 5, max_new_tokens=25)
-    harness.run()
-    assert harness.scheduler.counters.num_preemptions > 0
-    assert any(plan.cold for plan in harness.sent_plans)
-    for i in range(4):
-        assert harness.tokens[f"r{i}", 0] == expected([i] * 5, max_new_tokens=25)
+    num_together = 0
+    for cold_plan in range(40):
+        harness, script = scripted(num_pages=13, max_running_requests=4)
+        for i in range(4):
+            harness.add(f"r{i}", [i] * 5, max_new_tokens=25)
+        for plan in range(60):
+            script.cold_now = plan == cold_plan
+            num_preemptions = harness.scheduler.counters.num_preemptions
+            harness.plan()
+            num_together += script.cold_now and harness.scheduler.counters.num_preemptions > num_preemptions
+            harness.work()
+        harness.run()
+        for i in range(4):
+            assert harness.tokens[f"r{i}", 0] == expected([i] * 5, max_new_tokens=25)
+    assert num_together > 0
 
 
 def test_admitted_cold_and_warm_after_a_preemption() -> None:

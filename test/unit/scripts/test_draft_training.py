@@ -1,6 +1,7 @@
 """Drafts are trained on the rows that a server gives them, and their acceptance length is counted as a server does."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedTarget:
 
 def random_draft() -> DraftModel:
     torch.manual_seed(1)
-    return DraftModel(SHAPE)
+    return DraftModel(asdict(SHAPE))
 
 
 def test_an_unrolled_row_sees_what_a_served_row_sees(target: EmbeddedTarget) -> None:
@@ -94,7 +95,7 @@ def test_both_counts_of_acceptance_agree(target: EmbeddedTarget) -> None:
     draft = random_draft()
     with torch.no_grad():  # a draft that is sometimes right: it passes the token on, and replies repeat tokens
         draft.eagle_linear[0, :, :32] = torch.eye(32)
-    replies = greedy_replies(target, [[1, 5, 9], [1, 7, 7, 8, 30], [1, 2]] * 3, 30, None)
+    replies = greedy_replies(target, [[1, 5, 9], [1, 7, 7, 8, 30], [1, 2]] * 3, 30)
     one, other = replayed(target, draft, replies), unrolled(target, draft, replies)
     assert one == other
     assert one.length >= 1
