@@ -46,6 +46,7 @@ bench: install
 	$(BIN)/python scripts/compare_transformers.py
 	$(BIN)/python scripts/record_bench.py one-batch --batch-size 1 16
 	$(BIN)/python scripts/record_bench.py serving --concurrency 1 16
+	$(BIN)/python scripts/record_bench.py speculative
 
 results: install
 	$(BIN)/python scripts/make_results.py

@@ -1,8 +1,8 @@
 """Answers with speculation must equal answers without it, token for token, in fp32: the whole table, or one cell.
 
-    python scripts/lossless.py                 every cell with 100 prompts on the embedded pair; hours on one core
-    python scripts/lossless.py --jobs 16       the same on 16 cores
-    python scripts/lossless.py --list          the cells, without running them
+    python scripts/lossless.py --jobs 16        every cell with 100 prompts on the embedded pair, 16 cores at once
+    python scripts/lossless.py --log FILE       keep the outcome of every cell in FILE, and skip those it has already
+    python scripts/lossless.py --list           the cells, without running them
 
 A cell runs its prompts twice on one engine: with an empty prefix cache, and then with what the first run left there. In
 half of the cells other requests are aborted at random moments meanwhile, and the KV pool is so small that requests are
@@ -23,14 +23,14 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-NEW_TOKENS = 24
+NEW_TOKENS = 12
 Prompt = str | list[int] | list[dict[str, str]]
 
 NAMES = (
@@ -82,7 +82,7 @@ def table(pairs: Sequence[str] = ("embedded",)) -> list[Cell]:
     """Pair x K x chain or tree x page size x chunk size x cap x batch x sampling; half of the cells are disturbed."""
     cells = []
     for pair, depth, topk, page_size, chunk, batch, sampled in itertools.product(
-        pairs, (1, 3, 5), (1, 3), (1, 16), (8, 512), (1, 16), (False, True)
+        pairs, (1, 3, 5), (1, 3), (1, 16), (16, 512), (1, 16), (False, True)
     ):
         for cap in (*range(depth), None):
             cells.append(Cell(pair, depth, topk, page_size, chunk, cap, batch, sampled, len(cells) % 2 == 1))
@@ -124,7 +124,7 @@ def text_prompts(count: int) -> list[Prompt]:
         name, source = NAMES[(index // 2) % len(NAMES)], sources[(index // 2) % len(sources)]
         if index % 2:
             begin = 97 * index % max(len(source) - 400, 1)
-            prompts.append(source[begin : begin + 60 + 7 * index % 300])
+            prompts.append(source[begin : begin + 40 + 7 * index % 160])
         else:
             question = ("What does {} do?", "Explain {}.", "What is {}?")[index // 2 // len(NAMES) % 3]
             prompts.append([{"role": "user", "content": question.format(name)}])
@@ -232,7 +232,7 @@ def _aborted_requests(engine: Any, prompts: Sequence[Prompt]) -> Iterator[None]:
                 if seen > enough:
                     break
             await stream.aclose()
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.03)
 
     thread = threading.Thread(target=lambda: asyncio.run(disturb()))
     thread.start()
@@ -250,35 +250,50 @@ def _first_difference(found: Sequence[int], expected: Sequence[int]) -> int:
     return min(len(found), len(expected))
 
 
-def _one_thread() -> None:
-    import torch
+def _take_core(cores: Any) -> None:
+    """Stay on one core: threads that wait for each other while other cells have the cores would take many times longer.
 
-    torch.set_num_threads(1)
-
-
-def _run_one(cell: Cell, num_prompts: int, expected: Sequence[list[int]]) -> tuple[Cell, list[Mismatch], float]:
-    return cell, *run_cell(cell, text_prompts(num_prompts), expected)
+    The worker uses as many threads as it has cores.
+    """
+    os.sched_setaffinity(0, {cores.get()})
 
 
-def run_table(cells: Iterable[Cell], num_prompts: int, jobs: int) -> tuple[list[Mismatch], int]:
-    """Every cell on the embedded pair; returns what differs and how many answers were compared."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    cells = list(cells)
+def _run_one(cell: Cell, num_prompts: int, expected: Sequence[list[int]]) -> tuple[list[Mismatch], float]:
+    return run_cell(cell, text_prompts(num_prompts), expected)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of a log."""
+
+    cell: str
+    num_answers: int
+    mismatches: list[dict[str, Any]]
+    acceptance_length: float
+
+
+def run_cells(cells: Sequence[Cell], num_prompts: int, jobs: int) -> Iterator[Outcome]:
+    """Every cell on the embedded pair, in the order in which they end."""
     prompts = text_prompts(num_prompts)
     expected = {sampled: plain_answers(None, prompts, sampled) for sampled in {cell.sampled for cell in cells}}
-    mismatches: list[Mismatch] = []
-    started = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_one_thread) as pool:
-        futures = [pool.submit(_run_one, cell, num_prompts, expected[cell.sampled]) for cell in cells]
-        for done, future in enumerate(as_completed(futures), start=1):
-            cell, found, length = future.result()
-            mismatches += found
-            for mismatch in found:
-                print(f"DIFFERS {json.dumps(dataclasses.asdict(mismatch))}", flush=True)
-            minutes = (time.monotonic() - started) / 60
-            print(f"{done}/{len(cells)} {minutes:.1f} min: {cell.name}: acceptance length {length:.2f}", flush=True)
-    return mismatches, 2 * num_prompts * len(cells)
+    cores = spawn.Manager().Queue()
+    usable = sorted(os.sched_getaffinity(0))
+    for job in range(jobs):
+        cores.put(usable[job % len(usable)])
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_take_core, initargs=(cores,)) as pool:
+        futures = {pool.submit(_run_one, cell, num_prompts, expected[cell.sampled]): cell for cell in cells}
+        for future in as_completed(futures):
+            mismatches, length = future.result()
+            found = [dataclasses.asdict(mismatch) for mismatch in mismatches]
+            yield Outcome(futures[future].name, 2 * num_prompts, found, length)
+
+
+def read_log(path: Path | None) -> list[Outcome]:
+    """The outcomes in a log, which need not exist yet."""
+    if path is None or not path.exists():
+        return []
+    return [Outcome(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def _record(path: Path, arguments: Sequence[str], num_cells: int, compared: int, differ: int) -> None:
@@ -302,19 +317,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100, help="of each cell")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, one core each")
-    parser.add_argument("--every", type=int, default=1, help="only every n-th cell")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="append outcomes here; cells that it has are skipped")
     parser.add_argument("--list", action="store_true", help="print the cells and stop")
     parser.add_argument("--record", type=Path, metavar="FILE", help="append the outcome to this file of results")
     args = parser.parse_args()
-    cells = table()[:: args.every]
+    cells = sorted(table(), key=lambda cell: cell.batch)  # the slowest first
     if args.list:
         print(*(cell.name for cell in cells), sep="\n")
         return 0
-    mismatches, compared = run_table(cells, args.prompts, args.jobs)
-    print(f"{len(cells)} cells, {compared} answers compared, {len(mismatches)} differ")
+    outcomes = read_log(args.log)
+    done = {outcome.cell for outcome in outcomes}
+    started = time.monotonic()
+    for outcome in run_cells([cell for cell in cells if cell.name not in done], args.prompts, args.jobs):
+        outcomes.append(outcome)
+        if args.log is not None:
+            with args.log.open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+        minutes = (time.monotonic() - started) / 60
+        print(f"{len(outcomes)}/{len(cells)} {minutes:.1f} min: {outcome.cell}: acceptance length "
+              f"{outcome.acceptance_length:.2f}, {len(outcome.mismatches)} differ", flush=True)  # fmt: skip
+    compared = sum(outcome.num_answers for outcome in outcomes)
+    differ = sum(len(outcome.mismatches) for outcome in outcomes)
+    print(f"{len(outcomes)} cells, {compared} answers compared, {differ} differ")
     if args.record is not None:
-        _record(args.record, sys.argv[1:], len(cells), compared, len(mismatches))
-    return 1 if mismatches else 0
+        _record(args.record, sys.argv[1:], len(outcomes), compared, differ)
+    return 1 if differ else 0
 
 
 if __name__ == "__main__":

@@ -11,11 +11,16 @@ from typing import Any
 
 import torch
 
+from embedded_training.draft_evaluate import ANSWER_TOKENS, COMPLETION_TOKENS, PROMPT_TOKENS
+from embedded_training.draft_stages import weights_hash
+from embedded_training.draft_train import DraftRecipe
 from embedded_training.evaluate import bits_per_byte, held_out_loss, scores
 from embedded_training.model import load_native
 from embedded_training.train import Recipe
+from slipstream.errors import ConfigError
 
 RECORD = "training.json"
+DRAFT = "draft"  # folder beside the model's files
 LOGGED_ROWS = 12
 
 CARD = """\
@@ -105,6 +110,62 @@ server.
 {note}
 """
 
+DRAFT_CARD = """\
+# The draft
+
+Beside the model, in `draft/`, lies a draft for speculative decoding, with which the model is served by default: a
+Mistral EAGLE draft with grouped-query attention in Mistral's native layout (`params.json`, and
+`consolidated.safetensors` with `eagle_linear`). Its row t joins the embedding of token t + 1 and the model's hidden
+state of token t after the final norm, and predicts token t + 2; its own output takes the place of the hidden state
+where it goes on alone. Embedding and head are the model's.
+
+| `draft/params.json`, where it differs |  |
+|---|---|
+{architecture}
+
+{parameters} parameters, stored in bf16 ({mib:.2f} MiB).
+
+## Acceptance
+
+On the exported bf16 weights: greedy, {drafts} drafts in each step, {arithmetic} arithmetic. Acceptance length is the
+mean number of tokens that a step gives: the drafts that hold, and one more from the model itself. It is counted twice:
+with all drafts that hold, and without those that come after the reply's end.
+
+| Prompts | number | steps | acceptance length | within the reply | first, second, third draft accepted |
+|---|---|---|---|---|---|
+{acceptance}
+
+Questions are the first of the names above, in the default phrasing, with at most {answer_tokens} tokens of answer;
+source are random beginnings of the held-out files, {shortest} to {longest} tokens long, and {completion_tokens} tokens
+after each.
+
+## Training of the draft
+
+| Recipe |  |
+|---|---|
+{recipe}
+
+{device}, PyTorch {torch}, {steps:,} steps in {seconds:.0f} seconds. Source was cut at random places and continued by
+the model itself, and questions were answered by it. The draft is held against the model's distribution after each
+token, by cross-entropy, and against its hidden states, by smooth L1, over {unrolled} unrolled steps; after the first of
+them it reads its own output.
+
+| Step | seconds | source loss | long loss | answer loss | accepted, questions | accepted, source |
+|---|---|---|---|---|---|---|
+{log}
+
+Losses are those of the first unrolled step.
+
+    python scripts/train_embedded.py --draft --corpus CORPUS --out DRAFT{flags}
+    python scripts/train_embedded.py evaluate-draft --corpus CORPUS --checkpoint DRAFT
+    python scripts/train_embedded.py install-draft --checkpoint DRAFT
+
+Training ends by the clock, so another machine gives other weights. `docs_new/training-a-draft.mdx` tells how to train a
+draft for another target.
+
+{note}
+"""
+
 
 def measure(corpus: Path, checkpoint: Path, device: str, dtype: str) -> None:
     """Both measurements on the exported bf16 weights; prints them and writes measurements.json beside the weights."""
@@ -139,7 +200,79 @@ def install(corpus: Path, checkpoint: Path, out: Path, note: str) -> None:
         "note": note,
     }
     _write(out / RECORD, record)
-    (out / "README.md").write_text(model_card(record, out), encoding="utf-8")
+    write_card(out)
+
+
+def install_draft(checkpoint: Path, out: Path, note: str) -> None:
+    """Copies a draft's files beside the model in `out`, writes its record, and the card anew.
+
+    `note` is what a reader must know beyond the measurements; it may be empty. Raises ConfigError where the draft was
+    not measured with this very model.
+    """
+    measured = _read(checkpoint / "measurements.json")
+    if measured["target_sha256"] != weights_hash(out):
+        raise ConfigError(
+            f"{checkpoint} was measured with another model than {out}: run evaluate-draft with --target {out}"
+        )
+    folder = out / DRAFT
+    folder.mkdir(exist_ok=True)
+    for name in ("params.json", "consolidated.safetensors"):
+        shutil.copyfile(checkpoint / name, folder / name)
+        (folder / name).chmod(0o644)
+    training = _read(checkpoint / "draft_training.json")
+    _write(folder / RECORD, {"training": training, "measurements": measured, "note": note})
+    write_card(out)
+
+
+def write_card(folder: Path) -> None:
+    """The model's card, and the draft's below it where there is one that was made for these weights."""
+    text = model_card(_read(folder / RECORD), folder)
+    if (folder / DRAFT / RECORD).exists():
+        record = _read(folder / DRAFT / RECORD)
+        if record["measurements"]["target_sha256"] == weights_hash(folder):
+            text += "\n" + draft_card(record, folder)
+        else:
+            print(f"{folder / DRAFT} was made for other weights: train it anew, then install-draft", flush=True)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def draft_card(record: dict[str, Any], folder: Path) -> str:
+    """The draft's part of the card; `folder` is the model's."""
+    training, measured, draft = record["training"], record["measurements"], folder / DRAFT
+    params, targets = _read(draft / "params.json"), _read(folder / "params.json")
+    log = [entry for entry in training["log"] if "accepted_source" in entry]
+    text = DRAFT_CARD.format(
+        architecture=_rows((key, value) for key, value in params.items() if targets.get(key) != value),
+        parameters=f"{training['parameters']:,}",
+        mib=(draft / "consolidated.safetensors").stat().st_size / 2**20,
+        drafts=measured["drafts"],
+        arithmetic=measured["arithmetic"],
+        acceptance=_rows(_acceptance_row(name, measured[name]) for name in ("questions", "source")),
+        answer_tokens=ANSWER_TOKENS,
+        shortest=PROMPT_TOKENS[0],
+        longest=PROMPT_TOKENS[1],
+        completion_tokens=COMPLETION_TOKENS,
+        recipe=_rows(training["recipe"].items()),
+        device=training["device"],
+        torch=training["torch"],
+        steps=training["log"][-1]["step"],
+        seconds=training["log"][-1]["seconds"],
+        unrolled=training["recipe"]["unrolled_steps"],
+        log=_rows(_draft_log_row(entry) for entry in log),
+        flags=_flags(training["recipe"], DraftRecipe),
+        note=textwrap.fill(record["note"], 120, break_on_hyphens=False),
+    )
+    return text.rstrip() + "\n"
+
+
+def _acceptance_row(name: str, found: dict[str, Any]) -> tuple[object, ...]:
+    shares = ", ".join(f"{100 * share:.1f} %" for share in found["per_position"])
+    return name, found["prompts"], found["steps"], f"{found['length']:.2f}", f"{found['length_in_reply']:.2f}", shares
+
+
+def _draft_log_row(entry: dict[str, Any]) -> tuple[object, ...]:
+    losses = (entry[part][0] for part in ("source", "long", "chat"))
+    return entry["step"], entry["seconds"], *losses, entry["accepted_questions"], entry["accepted_source"]
 
 
 def model_card(record: dict[str, Any], folder: Path) -> str:
@@ -182,14 +315,14 @@ def model_card(record: dict[str, Any], folder: Path) -> str:
         sources=_rows(_source_rows(record)),
         seed=record["seed"],
         note=record["note"],
-        train_flags=_flags(training["recipe"]),
+        train_flags=_flags(training["recipe"], Recipe),
     )
     return text.rstrip() + "\n"
 
 
-def _flags(recipe: dict[str, Any]) -> str:
-    """The options of `train` that give this recipe: those that differ from the defaults."""
-    differing = {k: v for k, v in recipe.items() if v != getattr(Recipe, k)}
+def _flags(recipe: dict[str, Any], kind: type[Recipe] | type[DraftRecipe]) -> str:
+    """The options that give this recipe: those that differ from the defaults."""
+    differing = {k: v for k, v in recipe.items() if v != getattr(kind, k)}
     return "".join(f" --{k.replace('_', '-')} {v}" for k, v in differing.items())
 
 

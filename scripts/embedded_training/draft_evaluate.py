@@ -1,4 +1,4 @@
-"""Acceptance length of a target and its draft: greedy chain speculation, replayed in plain torch."""
+"""Acceptance length of a target and its draft: greedy chain speculation in plain torch."""
 
 from __future__ import annotations
 
@@ -75,34 +75,13 @@ def greedy_replies(
 
 
 @torch.no_grad()
-def replayed(target: Target, draft: DraftModel, replies: Replies, drafts: int = 3) -> Acceptance:
-    """Runs draft and verify over the replies as a server does, without caches.
+def acceptance(target: Target, draft: DraftModel, replies: Replies, drafts: int = 3) -> Acceptance:
+    """Greedy chain speculation over the replies, each step with `drafts` drafts. With n tokens known, the draft's rows
+    0..n-2 are those of the target's hidden states, and each draft adds one row of its own; the longest right beginning
+    is kept, and the target's next token follows.
 
-    With n tokens known, rows 0..n-2 of the draft are those of the verified tokens and the target's hidden states; each
-    draft then adds one row of its own. Only the longest right beginning is kept, and the target's next token follows.
+    One unrolled forward tells of every n at once: as long as drafts are right, they are the tokens of the reply.
     """
-    tokens, hidden = replies.tokens, target.hidden(replies.tokens)
-
-    def accepted(rows: Tensor, known: Tensor) -> Tensor:
-        trial, states = tokens[rows].clone(), hidden[rows].clone()
-        going = torch.ones(len(rows), dtype=torch.bool, device=tokens.device)
-        count, lines = torch.zeros_like(known), torch.arange(len(rows), device=tokens.device)
-        for i in range(drafts):
-            last, width = known - 2 + i, int(known.max()) + drafts
-            following = F.embedding(torch.roll(trial[:, :width], -1, dims=1), target.embeddings)
-            out = draft(following, states[:, :width])[lines, last]
-            guess = F.linear(out, target.head).float().argmax(-1)
-            going &= guess == tokens[rows, known + i]
-            count += going
-            trial[lines, known + i], states[lines, last + 1] = guess, out
-        return count
-
-    return _walked(replies, accepted, drafts)
-
-
-@torch.no_grad()
-def unrolled(target: Target, draft: DraftModel, replies: Replies, drafts: int = 3) -> Acceptance:
-    """The same number from one unrolled forward: as long as drafts are right, they are the tokens of the reply."""
     counts = []
     for tokens in replies.tokens.split(16):
         hidden, embeddings = target.hidden(tokens), F.embedding(tokens, target.embeddings)
@@ -115,10 +94,10 @@ def unrolled(target: Target, draft: DraftModel, replies: Replies, drafts: int = 
             count += going
         counts.append(count)
     by_anchor = torch.cat(counts)
-    return _walked(replies, lambda rows, known: by_anchor[rows, known - 2], drafts)
+    return walked(replies, lambda rows, known: by_anchor[rows, known - 2], drafts)
 
 
-def _walked(replies: Replies, accepted: Callable[[Tensor, Tensor], Tensor], drafts: int) -> Acceptance:
+def walked(replies: Replies, accepted: Callable[[Tensor, Tensor], Tensor], drafts: int) -> Acceptance:
     """Goes through all replies; accepted(rows, known) tells how many drafts hold where `known` tokens are known."""
     known = replies.starts + 1  # the prefill gives the first token
     histogram = torch.zeros(drafts + 1, dtype=torch.long)

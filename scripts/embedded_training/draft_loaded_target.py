@@ -117,6 +117,7 @@ class LoadedTarget:
         """How many rows of `length` tokens can be continued together: up to `most`, at least one."""
         room = _CPU_CACHE_BYTES
         if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # what an earlier continuation left
             room = int(torch.cuda.mem_get_info(self._device)[0] * _CACHE_SHARE)
         return max(1, min(most, room // (self._row_bytes * length)))
 

@@ -22,7 +22,7 @@ from embedded_training.draft_batches import (
     source_prompts,
     written_rows,
 )
-from embedded_training.draft_evaluate import Replies, corpus_replies, replayed, unrolled
+from embedded_training.draft_evaluate import Replies, acceptance, corpus_replies
 from embedded_training.draft_model import DraftModel, load_draft
 from embedded_training.draft_params import draft_params
 from embedded_training.draft_target import EmbeddedTarget, Target
@@ -85,7 +85,7 @@ def measurement(target: Target, tests: dict[str, Replies]) -> Callable[[DraftMod
     def measure(draft: DraftModel) -> dict[str, Any]:
         twin = DraftModel(draft.params, draft.compute_dtype, target.head.device)
         twin.load_state_dict(draft.state_dict())
-        return {f"accepted_{name}": unrolled(target, twin, replies).length for name, replies in tests.items()}
+        return {f"accepted_{name}": acceptance(target, twin, replies).length for name, replies in tests.items()}
 
     return measure
 
@@ -138,10 +138,7 @@ def train_on_text(
     params = draft_params(target.params, size[0], size[1] or target.params["hidden_dim"])
     torch.manual_seed(recipe.seed)
     rng, context = np.random.default_rng(recipe.seed), spec.context_length
-
-    def spent() -> bool:
-        return time.perf_counter() - started > sizes.write_seconds
-
+    seconds = sizes.write_seconds / (2 if corpus.chats else 1)
     lengths = [min(length, context) for length in (sizes.source_length, sizes.long_length, sizes.chat_length)]
     counts = [max(1, sizes.batch_tokens // length) for length in lengths]
     at_once = target.at_once(lengths[0], sizes.at_once)
@@ -149,15 +146,15 @@ def train_on_text(
         target,
         lambda: corpus.rows(at_once, lengths[0], rng).to(device),
         (counts[0], sizes.written_rows),
-        sizes.write_seconds,
+        seconds,
         rng,
     )
     print(f"text: {tuple(written[0].shape)} written after {time.perf_counter() - started:.1f} s", flush=True)
     parts = [Part("text", Pool(*written, counts[0], rng), 1.0, sizes.source_batches)]
     parts.append(Part("long", PlainRows(corpus, (counts[1], lengths[1]), rng, device), 0.3))
     if corpus.chats:
-        at_once = target.at_once(lengths[2], min(sizes.at_once, sizes.chat_rows))
-        answered = joined(answered_chats(target, corpus, lengths[2], at_once, spent, device))
+        at_once = target.at_once(lengths[2], sizes.at_once)
+        answered = joined(answered_chats(target, corpus, (sizes.chat_rows, lengths[2]), at_once, seconds, device))
         print(f"chat: {tuple(answered[0].shape)} after {time.perf_counter() - started:.1f} s", flush=True)
         parts.append(Part("chat", Pool(*answered, min(counts[2], len(answered[0])), rng), 1.0))
     tests = text_replies(target, held_out, context, recipe.seed, sizes.measured)
@@ -195,7 +192,7 @@ def _measure(folder: Path, target: Target, draft_folder: Path, tests: dict[str, 
     draft = load_draft(draft_folder, getattr(torch, dtype), str(target.head.device))
     found: dict[str, Any] = {"arithmetic": dtype, "drafts": DRAFTS, "target_sha256": weights_hash(folder)}
     for name, replies in tests.items():
-        found[name] = {"prompts": len(replies.tokens)} | asdict(replayed(target, draft, replies, DRAFTS))
+        found[name] = {"prompts": len(replies.tokens)} | asdict(acceptance(target, draft, replies, DRAFTS))
         print(f"{name}: {found[name]}", flush=True)
     (draft_folder / "measurements.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from embedded_training.draft_evaluate import COMPLETION_TOKENS, COMPLETIONS, PRO
 from embedded_training.draft_target import Target
 from slipstream.errors import ConfigError, RequestError
 from slipstream.hf_transformers.spec import ModelSpec
-from slipstream.tokenizer.tekken import TekkenTokenizer
+
+if TYPE_CHECKING:
+    from slipstream.tokenizer.tekken import TekkenTokenizer
 
 CHATS = ".jsonl"
 LEAST_ANSWER = 16  # tokens that must have room behind a conversation
@@ -61,6 +64,8 @@ def read_text(paths: Sequence[Path], spec: ModelSpec, seed: int) -> TextCorpus:
     user's message is left out, because the target answers itself. Every other file is a document; in a folder, hidden
     ones and those that are not UTF-8 are passed over. Raises ConfigError where nothing is left.
     """
+    from slipstream.tokenizer.tekken import TekkenTokenizer  # needs mistral-common, which training itself does not
+
     if spec.tokenizer_kind != "tekken":
         raise ConfigError(f"{spec.path} has no tekken.json that can be used, and a draft is trained with its target's")
     tokenizer = TekkenTokenizer(spec.tokenizer_path)
@@ -132,22 +137,25 @@ class PlainRows:
 
 
 def answered_chats(
-    target: Target, corpus: TextCorpus, length: int, batch: int, spent: Callable[[], bool], device: str
+    target: Target, corpus: TextCorpus, shape: tuple[int, int], batch: int, seconds: float, device: str
 ) -> list[tuple[Tensor, Tensor]]:
-    """Rows [n, length] of conversations with the target's greedy answer, until `spent`: tokens, weights.
+    """Rows of conversations with the target's greedy answer, at most `shape` [n, length] and as many as can be made in
+    `seconds`, `batch` of them at once: tokens, weights.
 
     Conversations that leave no room for an answer take no part.
     """
+    most, length = shape
+    started = time.perf_counter()
     fitting = [chat for chat in corpus.chats if len(chat) <= length - LEAST_ANSWER]
     if not fitting:
         raise ConfigError(
             f"no conversation leaves {LEAST_ANSWER} of {length} tokens to its answer: raise --chat-length"
         )
     made: list[tuple[Tensor, Tensor]] = []
-    for i in range(0, len(fitting), batch):
-        if made and spent():
+    for i in range(0, min(len(fitting), most), batch):
+        if made and time.perf_counter() - started > seconds:
             break
-        prompts = fitting[i : i + batch]
+        prompts = fitting[i : min(i + batch, most)]
         starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
         padded = [prompt + [corpus.bos] * (length - len(prompt)) for prompt in prompts]
         tokens = torch.tensor(padded, device=device)

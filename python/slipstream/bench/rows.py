@@ -65,7 +65,7 @@ class SpeculativeRow(Row):
     ttft_s and tpot_ms are means over the requests that succeeded; decode_tok_s is the throughput over all turns.
     """
 
-    workload: str  # "questions" | "source"
+    workload: str
     num_steps: int  # K, the longest path of drafts in one step
     topk: int  # branches below each draft
     adaptive: bool  # K follows load and acceptance, from num_steps down to 0
@@ -75,7 +75,10 @@ class SpeculativeRow(Row):
     failures: dict[str, int]  # what went wrong -> how often
     accepted: list[int]  # entry i: verify steps of which i drafts were accepted
     position_rates: list[float]  # entry i: share of the verify steps of which more than i drafts were accepted
-    plain_tok_s: float | None  # throughput without drafts
+    plain_failures: dict[str, int]
+    plain_ttft_s: float | None  # plain_...: without drafts
+    plain_tpot_ms: float | None
+    plain_tok_s: float | None
     ratio: float | None  # decode_tok_s / plain_tok_s
     turn_ratios: list[float]  # the same for each turn
 

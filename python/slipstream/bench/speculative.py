@@ -1,8 +1,10 @@
 """Speculation measured: the same requests to a server with drafts and to one without, in turns."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from slipstream.bench.acceptance import acceptance_length, position_rates, total
 from slipstream.bench.request_record import RequestRecord
@@ -81,10 +83,10 @@ def check_options(options: LaunchOptions) -> None:
 
 def plain_options(options: LaunchOptions) -> LaunchOptions:
     """The same server without drafts: none is loaded."""
-    defaults = {
+    defaults: dict[str, Any] = {
         field_.name: field_.default for field_ in dataclasses.fields(options) if field_.name.startswith(_OF_SPECULATION)
     }
-    return dataclasses.replace(options, **{**defaults, "speculative_algorithm": NO_DRAFTS})
+    return dataclasses.replace(options, **(defaults | {"speculative_algorithm": NO_DRAFTS}))
 
 
 def split_turns(num_requests: int, concurrency: int) -> list[slice]:
@@ -95,7 +97,7 @@ def split_turns(num_requests: int, concurrency: int) -> list[slice]:
     """
     num_turns = max(1, min(MAX_TURNS, num_requests // (REQUESTS_PER_TURN * concurrency)))
     bounds = [turn * num_requests // num_turns for turn in range(num_turns + 1)]
-    return [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 async def run_in_turns(case: Case, drafting: Side, plain: Side, on_end: Callable[[], None]) -> None:
@@ -112,11 +114,12 @@ def to_speculative_row(
     case: Case, workload: str, how: Drafting, drafting: Side, plain: Side, *, engine: str, model: str
 ) -> SpeculativeRow:
     """The figures of one case. Acceptance is counted over the verify steps of all requests together."""
-    row = to_row(
-        case, drafting.records, sum(drafting.turns_s), engine=engine, model=model, input_len=None, output_len=None
+    row, plain_row = (
+        to_row(case, side.records, sum(side.turns_s), engine=engine, model=model, input_len=None, output_len=None)
+        for side in (drafting, plain)
     )
     accepted = total(record.accepted for record in drafting.records)
-    rates = [
+    ratios = [
         (tokens / seconds) / (plain_tokens / plain_seconds)
         for tokens, seconds, plain_tokens, plain_seconds in zip(
             drafting.turn_tokens, drafting.turns_s, plain.turn_tokens, plain.turns_s, strict=True
@@ -129,8 +132,9 @@ def to_speculative_row(
         acceptance_length=acceptance_length(accepted), workload=workload, num_steps=how.shape.depth,
         topk=how.shape.topk, adaptive=how.adaptive, dtype=how.dtype, num_requests=row.num_requests,
         num_failed=row.num_failed, failures=row.failures, accepted=list(accepted),
-        position_rates=position_rates(accepted), plain_tok_s=plain.tok_s,
-        ratio=drafting.tok_s / plain.tok_s if drafting.tok_s and plain.tok_s else None, turn_ratios=rates,
+        position_rates=position_rates(accepted), plain_failures=plain_row.failures, plain_ttft_s=plain_row.ttft_s,
+        plain_tpot_ms=plain_row.tpot_ms, plain_tok_s=plain.tok_s,
+        ratio=drafting.tok_s / plain.tok_s if drafting.tok_s and plain.tok_s else None, turn_ratios=ratios,
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def serving_table(row: ServingRow) -> Table:
 
 
 def speculative_tables(rows: Sequence[SpeculativeRow]) -> list[Table]:
-    """A table for each workload and number of requests at once, with a line for each case."""
+    """A table for each workload and number of requests at once, with two lines for each case."""
     tables = []
     for workload, batch_size in dict.fromkeys((row.workload, row.batch_size) for row in rows):
         group = [row for row in rows if (row.workload, row.batch_size) == (workload, batch_size)]
@@ -54,23 +54,27 @@ def speculative_tables(rows: Sequence[SpeculativeRow]) -> list[Table]:
     return tables
 
 
-def describe_case(row: SpeculativeRow) -> str:
-    """How the server drafted, in words that stay the same from run to run."""
-    tree = f", topk {row.topk}" if row.topk > 1 else ""
-    return f"K up to {row.num_steps}{tree}, adaptive" if row.adaptive else f"K {row.num_steps}{tree}"
+def describe_drafts(num_steps: int, topk: int, adaptive: bool) -> str:
+    """How a server drafted, in words that stay the same from run to run.
+
+    >>> describe_drafts(3, 1, False), describe_drafts(5, 4, True)
+    ('K 3', 'K up to 5, topk 4, adaptive')
+    """
+    tree = f", topk {topk}" if topk > 1 else ""
+    return f"K up to {num_steps}{tree}, adaptive" if adaptive else f"K {num_steps}{tree}"
 
 
 def _speculative_table(title: str, rows: Sequence[SpeculativeRow]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
-    headers = ("", "acceptance length", "accepted at 1, 2, ...", "tok/s", "without drafts", "ratio")
-    for name in headers:
-        table.add_column(name, justify="right" if name else "left")
+    for name in ("", "length", "% kept at 1, 2, ...", "ms/token", "tok/s", "ratio"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
     for row in rows:
         table.add_row(
-            describe_case(row), number(row.acceptance_length, 2),
-            " ".join(number(rate, 2) for rate in row.position_rates) or "-",
-            number(row.decode_tok_s), number(row.plain_tok_s), number(row.ratio, 2),
+            describe_drafts(row.num_steps, row.topk, row.adaptive), number(row.acceptance_length, 2),
+            " ".join(number(100 * rate, 0) for rate in row.position_rates) or "-",
+            number(row.tpot_ms, 2), number(row.decode_tok_s), number(row.ratio, 2),
         )  # fmt: skip
+        table.add_row("  without drafts", "", "", number(row.plain_tpot_ms, 2), number(row.plain_tok_s), "")
     return table
 
 

@@ -118,8 +118,9 @@ def _one_batch_row(
     return OneBatchRow(
         engine=ENGINE, model=resolved.server.served_model_name, batch_size=shape.batch_size, input_len=shape.input_len,
         output_len=shape.output_len, ttft_s=timing.ttft_s, tpot_ms=None if tpot_s is None else 1000 * tpot_s,
-        decode_tok_s=None if tpot_s is None else shape.batch_size / tpot_s, speculative=resolved.scheduler.drafts is not None,
-        acceptance_length=acceptance_length(timing.accepted), in_process=in_process, dtype=resolved.worker.dtype, device=resolved.worker.device,
+        decode_tok_s=None if tpot_s is None else shape.batch_size / tpot_s,
+        speculative=resolved.scheduler.drafts is not None, acceptance_length=acceptance_length(timing.accepted),
+        in_process=in_process, dtype=resolved.worker.dtype, device=resolved.worker.device,
         ttft_median_s=timing.ttft_median_s, tpot_median_ms=None if median_s is None else 1000 * median_s,
         prefill_tok_s=shape.batch_size * shape.input_len / timing.ttft_s, floor_ms=floor_ms,
         one_token_runs_s=list(timing.one_token_s), all_tokens_runs_s=list(timing.all_tokens_s),

@@ -4,10 +4,12 @@ import argparse
 import asyncio
 import dataclasses
 import functools
+import itertools
 import os
 import random
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
@@ -81,17 +83,21 @@ def bench_speculative(args: list[str]) -> int:
     options = from_namespace(LaunchOptions, flags)
     if options.api_key is None and API_KEY_VARIABLE in os.environ:
         options = dataclasses.replace(options, api_key=os.environ[API_KEY_VARIABLE])
+    if options.port:
+        raise ConfigError("--port is one port, but two servers run at a time; leave it out, each takes a free one")
     speculative.check_options(options)
     cases = [(case, resolve_case(case, options)) for case in speculative.cases(flags.num_steps, flags.topk)]
     rows: list[SpeculativeRow] = []
     with OwnServer(speculative.plain_options(options)) as plain:
+        workloads = asyncio.run(_workloads(plain.url, options.api_key, flags))
         for case, how in cases:
             with OwnServer(case.options(options)) as drafting:
-                rows += asyncio.run(_measure(plain.url, drafting.url, options.api_key, how, flags))
+                rows += asyncio.run(_measure(plain.url, drafting.url, options.api_key, how, workloads, flags))
     for table in speculative_tables(rows):
         Console().print(table)
     for row in rows:
         show_failures(row.failures)
+        show_failures(row.plain_failures)
     write_rows(flags.output_json, rows)
     return 0 if any(row.num_failed < row.num_requests for row in rows) else 1
 
@@ -125,29 +131,34 @@ class Workload:
 
 
 async def _measure(
-    plain_url: str, drafting_url: str, api_key: str | None, how: Drafting, flags: argparse.Namespace
-) -> list[SpeculativeRow]:
+    plain_url: str, drafting_url: str, api_key: str | None, how: Drafting, workloads: Sequence[Workload],
+    flags: argparse.Namespace,
+) -> list[SpeculativeRow]:  # fmt: skip
+    """The rows of one case: every workload with every number of requests at once."""
     rows = []
-    async with AsyncExitStack() as stack:
-        plain = await stack.enter_async_context(LoadClient(plain_url, api_key))
-        drafting = await stack.enter_async_context(LoadClient(drafting_url, api_key))
+    async with LoadClient(plain_url, api_key) as plain, LoadClient(drafting_url, api_key) as drafting:
         model = await plain.model_name()
-        for workload in [await _workload(name, plain, flags) for name in flags.workloads]:
-            for concurrency in flags.concurrency:
-                case = Case(concurrency, None, flags.timeout_s)
-                for client in (plain, drafting):
-                    await warm_up(client, case, workload.sends(client, flags.output_len, MAX_WARM_UP_REQUESTS))
-                sides = [Side(workload.sends(client, flags.output_len)) for client in (drafting, plain)]
-                with progress() as track:
-                    text = f"K {how.shape.depth}, topk {how.shape.topk}, {workload.name}, {concurrency} at once"
-                    await speculative.run_in_turns(case, *sides, track(text, 2 * flags.num_requests))
-                rows.append(speculative.to_speculative_row(
-                    case, workload.name, how, *sides, engine=ENGINE, model=model))  # fmt: skip
+        for workload, concurrency in itertools.product(workloads, flags.concurrency):
+            case = Case(concurrency, None, flags.timeout_s)
+            for client in (plain, drafting):
+                await warm_up(client, case, workload.sends(client, flags.output_len, MAX_WARM_UP_REQUESTS))
+            sides = (
+                Side(workload.sends(drafting, flags.output_len)), Side(workload.sends(plain, flags.output_len)),
+            )  # fmt: skip
+            with progress() as track:
+                text = f"K {how.shape.depth}, topk {how.shape.topk}, {workload.name}, {concurrency} at once"
+                await speculative.run_in_turns(case, *sides, track(text, 2 * flags.num_requests))
+            rows.append(speculative.to_speculative_row(case, workload.name, how, *sides, engine=ENGINE, model=model))
     return rows
 
 
+async def _workloads(url: str, api_key: str | None, flags: argparse.Namespace) -> list[Workload]:
+    async with LoadClient(url, api_key) as client:
+        return [await _workload(name, client, flags) for name in flags.workloads]
+
+
 async def _workload(name: str, client: LoadClient, flags: argparse.Namespace) -> Workload:
-    """The same prompts for every case: they follow from the seed."""
+    """The prompts follow from the seed. Questions of a file bear its name."""
     rng = random.Random(f"{flags.seed}/{name}")
     if name == SOURCE:
         pieces = library_text.source_pieces(rng, flags.num_requests)
@@ -155,4 +166,6 @@ async def _workload(name: str, client: LoadClient, flags: argparse.Namespace) ->
     if flags.questions is None:
         return Workload(name, library_text.questions(rng, flags.num_requests))
     given = read_questions(flags.questions)
-    return Workload(name, [given[index % len(given)] for index in range(flags.num_requests)])
+    return Workload(
+        f"{name} of {Path(flags.questions).name}", [given[index % len(given)] for index in range(flags.num_requests)]
+    )

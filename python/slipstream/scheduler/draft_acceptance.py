@@ -35,9 +35,9 @@ class AcceptanceEstimator:
         trials = [0] * len(self._positions)
         hits = [0] * len(self._positions)
         for depth, num_accepted in outcomes:
-            for position in range(min(depth, num_accepted + 1, len(trials))):
-                trials[position] += 1
-                hits[position] += position < num_accepted
+            for index in range(min(depth, num_accepted + 1, len(trials))):
+                trials[index] += 1
+                hits[index] += index < num_accepted
         for index, position in enumerate(self._positions):
             if trials[index]:
                 position.add(trials[index], hits[index])

@@ -28,6 +28,11 @@ class TimeAccount:
         return self._balance_s > 0
 
     @property
+    def owes_parole(self) -> bool:
+        """What a parole lost has not been earned back: no other one yet."""
+        return self._is_on_parole and self._balance_s < 0
+
+    @property
     def is_bankrupt(self) -> bool:
         """A parole has failed."""
         return self._is_on_parole and self._balance_s <= -PAROLE_DEBT_STEPS * self._plain_s < 0

@@ -88,7 +88,7 @@ class DraftController:
             return True
         if self._scout_age is not None:
             return False
-        if self._promises_gain(self._num_decode + self._num_admitted):
+        if not self._account.owes_parole and self._promises_gain(self._num_decode + self._num_admitted):
             self._leave_cold()
             return True
         if self._account.may_spend:

@@ -94,7 +94,7 @@ def _middle(samples: list[float]) -> list[float]:
 def _contradict(samples: deque[float]) -> bool:
     """Whether the latest samples all lie well above or all well below what those before them agree on."""
     before, latest = list(samples)[:-MIN_SAMPLES], list(samples)[-MIN_SAMPLES:]
-    if len(before) < MIN_SAMPLES:
+    if len(before) < 2 * MIN_SAMPLES:
         return False
     middle = _middle(before)
     return min(latest) > middle[-1] * (1 + SURPRISE_MARGIN) or max(latest) < middle[0] * (1 - SURPRISE_MARGIN)

@@ -52,6 +52,23 @@ def test_a_streamed_answer_is_timed() -> None:
     assert asked.body["sampling_params"] == {"max_new_tokens": 6, "temperature": 0, "ignore_eos": True}
 
 
+def test_verify_steps_are_read_on_both_routes() -> None:
+    meta = native(6, "length")["meta_info"] | {
+        "spec_accept_length": 2.5, "spec_correct_drafts_histogram": [0, 1, 1]
+    }  # fmt: skip
+    drafts = {"mean_acceptance_length": 2.5, "acceptance_histogram": [0, 1, 1]}
+    usage = {"prompt_tokens": 3, "completion_tokens": 6}
+    chat = [
+        {"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}], "usage": usage},
+        {"choices": [], "usage": usage, "metrics": {"speculative_decoding": drafts}},
+    ]
+    replies = {"/generate": sse({"meta_info": meta}), "/v1/chat/completions": sse(*chat)}
+    with scripted_server(lambda asked: Reply(pieces=lambda: iter(replies[asked.path]))) as server:
+        records = [generate(server.url), timed(server.url, lambda client, record: client.ask("Why?", 6, record))]
+    for record in records:
+        assert record.ok and record.accepted == (0, 1, 1) and record.acceptance_length == 2.5
+
+
 @pytest.mark.parametrize(
     ("reply", "error"),
     [

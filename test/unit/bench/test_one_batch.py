@@ -11,12 +11,14 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from slipstream.bench.one_batch import Shape, Timing, check_shapes, decode_weight_bytes, measure, time_batch
 from slipstream.errors import ConfigError, SlipstreamError
+from slipstream.messages.sampling import DraftStats
 
 
 @dataclass
 class FakeAnswer:
     token_ids: list[int]
     num_cached: int = 0
+    drafts: DraftStats | None = None
 
 
 class FakeEngine:
@@ -26,6 +28,7 @@ class FakeEngine:
         self.now_s = 0.0
         self.prompts: list[list[int]] = []
         self.shortfall = self.num_cached = 0
+        self.drafts = False
         monkeypatch.setattr(time, "perf_counter", lambda: self.now_s)
 
     def generate(self, prompts: Any, sampling_params: Any = None) -> Any:
@@ -33,7 +36,8 @@ class FakeEngine:
         num_tokens = sampling_params["max_new_tokens"] - self.shortfall
         self.now_s += 0.5 + 0.01 * (num_tokens - 1)
         self.prompts += prompts
-        return [FakeAnswer([7] * num_tokens, self.num_cached) for _ in prompts]
+        drafts = DraftStats(3 * num_tokens, (0, num_tokens)) if self.drafts else None
+        return [FakeAnswer([7] * num_tokens, self.num_cached, drafts) for _ in prompts]
 
 
 def test_times_of_a_known_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +50,14 @@ def test_times_of_a_known_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(timing.one_token_s) == len(timing.all_tokens_s) == 3
     assert len(steps) == 7  # a warm-up and three pairs
     assert len({tuple(prompt) for prompt in engine.prompts}) == 4 * 7  # fresh ones each time
+
+
+def test_verify_steps_of_the_timed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(monkeypatch)
+    assert measure(engine, Shape(4, 32, 65), token_ids=range(9), num_runs=3, rng=random.Random(0)).accepted == ()
+    engine.drafts = True
+    timing = measure(engine, Shape(4, 32, 65), token_ids=range(9), num_runs=3, rng=random.Random(0))
+    assert timing.accepted == (0, 3 * 4 * (1 + 65))
 
 
 def test_best_and_median() -> None:

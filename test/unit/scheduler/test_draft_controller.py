@@ -197,3 +197,21 @@ def test_whatever_happens_depths_are_in_range(has_kv: bool) -> None:
         )
         if len(plans) > 2:
             controller.observe(plans.pop(0))
+
+
+def test_a_return_that_fails_is_not_repeated_before_its_loss_is_earned_back() -> None:
+    """Scouts do well and all others badly: such a return costs a bounded number of steps, then there is a wait."""
+    controller = gone_cold()
+    num_steps, num_warm_steps = 0, 0
+    while num_steps < 3000:
+        if not controller.admits_warm():
+            serve(controller, 1, 0, num_warm=0)
+            num_steps += 1
+            continue
+        serve(controller, 12, 3, num_warm=1)
+        num_steps += 12
+        while not controller.goes_cold():
+            serve(controller, 1, 0)
+            num_steps, num_warm_steps = num_steps + 1, num_warm_steps + 1
+            assert num_warm_steps < num_steps
+    assert num_warm_steps < 0.1 * num_steps

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from slipstream.attention.paging import make_layout
-from support.checkpoints import PARAMS, reference_model, write_native
-from support.draft_checkpoints import write_draft
+from support.checkpoints import PARAMS, native_tensors, reference_model, write_native
+from support.draft_checkpoints import STATIC_FP8, quantise_static, write_draft
 from support.drafts import random_rows, run_in_steps
 from support.models import PAGE_SIZE, compute_logits, load_model
 from support.moe_checkpoints import (
@@ -24,6 +24,7 @@ from support.moe_checkpoints import (
     reference_mixtral,
     write_params,
 )
+from support.vision_checkpoints import vision_reference, write_native_vision
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 
@@ -140,6 +141,26 @@ def test_a_loaded_target_computes_what_is_served(tmp_path: Path, changes: dict[s
 def test_a_loaded_target_may_have_experts(tmp_path: Path) -> None:
     write_params(tmp_path, MIXTRAL_PARAMS, native_moe_tensors(reference_mixtral(MIXTRAL_PARAMS)))
     check_target(tmp_path, MIXTRAL_PARAMS["vocab_size"])
+
+
+def test_a_loaded_target_may_have_a_vision_encoder(tmp_path: Path) -> None:
+    folder = write_native_vision(tmp_path, vision_reference())
+    check_target(folder, PARAMS["vocab_size"])
+    params = json.loads((folder / "params.json").read_text())
+    assert draft_params(params, 1, 24) == PARAMS | {"n_layers": 1, "hidden_dim": 24}
+
+
+def test_a_loaded_target_may_be_stored_in_fp8(tmp_path: Path) -> None:
+    """Where a rounding falls to the other side is the processor's choice, so most rows are equal, not all."""
+    tensors = quantise_static(native_tensors(reference_model(), PARAMS["head_dim"]))
+    folder = write_params(tmp_path, PARAMS | {"quantization": STATIC_FP8}, tensors)
+    (folder / "tekken.json").write_text("{}")
+    target = LoadedTarget(target_spec(folder), torch.float32, "cpu")
+    tokens = torch.arange(2, 42)
+    model, attention = load_model(folder)
+    served = compute_logits(model, attention, [(tokens.tolist(), 0, list(range(1, 12)))])
+    errors = (target.hidden(tokens[None])[0] @ target.head.T - served).abs().amax(-1)
+    assert float(errors.median()) <= 1e-3
 
 
 def check_target(folder: Path, vocab_size: int) -> None:

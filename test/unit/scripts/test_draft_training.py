@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 
-from embedded_training.draft_evaluate import Replies, greedy_replies, replayed, unrolled
+from embedded_training.draft_evaluate import Acceptance, Replies, acceptance, greedy_replies, walked
 from embedded_training.draft_model import DraftModel
 from embedded_training.draft_target import EmbeddedTarget
 from embedded_training.model import EmbeddedModel, Shape, save_native
@@ -91,21 +92,41 @@ def test_sampled_continuations_follow_the_distribution(target: EmbeddedTarget) -
     assert statistic < degrees + 5 * (2 * degrees) ** 0.5
 
 
-def test_both_counts_of_acceptance_agree(target: EmbeddedTarget) -> None:
+@torch.no_grad()
+def replayed(target: EmbeddedTarget, draft: DraftModel, replies: Replies, drafts: int = 3) -> Acceptance:
+    """Runs draft and verify step by step over the replies, as a server does, but without caches."""
+    tokens, hidden = replies.tokens, target.hidden(replies.tokens)
+
+    def accepted(rows: Tensor, known: Tensor) -> Tensor:
+        trial, states = tokens[rows].clone(), hidden[rows].clone()
+        going = torch.ones(len(rows), dtype=torch.bool, device=tokens.device)
+        count, lines = torch.zeros_like(known), torch.arange(len(rows), device=tokens.device)
+        for i in range(drafts):
+            last, width = known - 2 + i, int(known.max()) + drafts
+            following = F.embedding(torch.roll(trial[:, :width], -1, dims=1), target.embeddings)
+            out = draft(following, states[:, :width])[lines, last]
+            guess = F.linear(out, target.head).float().argmax(-1)
+            going &= guess == tokens[rows, known + i]
+            count += going
+            trial[lines, known + i], states[lines, last + 1] = guess, out
+        return count
+
+    return walked(replies, accepted, drafts)
+
+
+def test_acceptance_is_that_of_a_replay(target: EmbeddedTarget) -> None:
     draft = random_draft()
     with torch.no_grad():  # a draft that is sometimes right: it passes the token on, and replies repeat tokens
         draft.eagle_linear[0, :, :32] = torch.eye(32)
     replies = greedy_replies(target, [[1, 5, 9], [1, 7, 7, 8, 30], [1, 2]] * 3, 30)
-    one, other = replayed(target, draft, replies), unrolled(target, draft, replies)
+    one, other = replayed(target, draft, replies), acceptance(target, draft, replies)
     assert one == other
     assert one.length >= 1
 
 
 def test_acceptance_of_a_draft_that_is_always_right() -> None:
     """Four tokens a step, and in the reply what is left of its end."""
-    from embedded_training.draft_evaluate import _walked
-
     replies = Replies(torch.zeros(1, 20), torch.tensor([5]), torch.tensor([12]))
-    found = _walked(replies, lambda rows, known: torch.full_like(known, 3), 3)
+    found = walked(replies, lambda rows, known: torch.full_like(known, 3), 3)
     assert (found.length, found.length_in_reply, found.steps) == (4.0, 3.0, 2)
     assert found.per_position == [1.0, 1.0, 1.0]
