@@ -140,7 +140,9 @@ def test_logprobs_are_the_targets(drafting: Engine, plain: Engine, values: dict[
 
 
 def test_ends_that_are_forbidden_or_ignored(drafting: Engine, plain: Engine) -> None:
-    short = min(plain.generate([question(i) for i in range(6)], PLAIN | {"max_new_tokens": 64}), key=lambda a: len(a.token_ids))
+    short = min(
+        plain.generate([question(i) for i in range(6)], PLAIN | {"max_new_tokens": 64}), key=lambda a: len(a.token_ids)
+    )
     length, prompt = len(short.token_ids), question(short.prompt_index)
     assert short.finish_reason == "stop" and length < 60
     longer = PLAIN | {"max_new_tokens": length + 12}

@@ -2,6 +2,8 @@
 the prompt is cut; answers are those without a draft.
 """
 
+import base64
+import io
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from slipstream import Engine
@@ -119,7 +122,8 @@ def all_cuts() -> list[list[int]]:
 def test_answers_about_images_are_the_same(pair: Pair, shape: str, sampling: SamplingParams) -> None:
     expected, _ = answer(Driver(load_worker(pair.target)), sampling, [], 0)
     driver, total = drafting_driver(pair, pair.copying, SHAPES[shape]), 0
-    for ends in all_cuts()[:: 3 if shape == "tree" else 2]:
+    first = prompt_of(PIXELS)[1][0].offset
+    for ends in [[], [first - 1], [first], [first, first + 1], *all_cuts()[:: 9 if shape == "tree" else 5]]:
         found, accepted = answer(driver, sampling, ends, DEPTH)
         assert found == expected, f"cut at {ends}"
         total += accepted
@@ -173,7 +177,9 @@ VOCAB_SIZE = 3072
 def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("served")
     size = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": 512}
-    target = write_native_vision(folder / "target", vision_reference(reference_model(**size).config, seed=3), PARAMS | size)
+    target = write_native_vision(
+        folder / "target", vision_reference(reference_model(**size).config, seed=3), PARAMS | size
+    )
     shutil.copy(embedded_path() / "tekken.json", target / "tekken.json")
     return str(target), str(write_copying_draft(folder / "draft", target, noise=0.02))
 
@@ -187,18 +193,12 @@ def chat(*seeds: int) -> list[dict[str, Any]]:
 
 def picture(seed: int) -> str:
     """A data URL; the sides are whole merged patches, so that nothing is resized."""
-    import base64
-    import io
-
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(random_pixels(24, 40, seed).numpy()).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-@pytest.mark.parametrize("page_size", [1, 4])
-@pytest.mark.parametrize("chunk", [7, 512])
+@pytest.mark.parametrize(("page_size", "chunk"), [(1, 512), (4, 7)])
 def test_pages_before_an_image_are_shared_by_those_alone_who_have_it(
     served: tuple[str, str], page_size: int, chunk: int
 ) -> None:

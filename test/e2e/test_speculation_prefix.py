@@ -9,9 +9,7 @@ import pytest
 from slipstream import Engine
 from slipstream.cache.page_cache import PageCache
 from slipstream.engine import Answer
-from slipstream.sampling.candidates import Candidates
 from slipstream.scheduler.draft_controller import DraftController
-from slipstream.speculative.autoregressive import AutoRegressiveSpeculator
 from slipstream.speculative.base import Committed
 from slipstream.speculative.draft_model import DraftModelSpeculator
 from support.embedded_prompts import long_question, source
@@ -36,7 +34,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 def make_engine(**options: Any) -> Engine:
-    return Engine(dtype="float32", speculative_num_steps=3, speculative_adaptive="off", max_running_requests=8, **options)
+    return Engine(
+        dtype="float32", speculative_num_steps=3, speculative_adaptive="off", max_running_requests=8, **options
+    )
 
 
 @dataclass(frozen=True)
@@ -145,58 +145,44 @@ def test_pages_without_the_drafts_kv_would_lower_it(
     monkeypatch.setattr(PageCache, "publish", lambda *args: None)  # valid pages below others are no state of the tree
     spoiled = serve(engine)
     assert spoiled.token_ids == cold.token_ids
-    print("SPOILED PAGES", spoiled.length, cold.length)
-    assert spoiled.length < 0.95 * cold.length
+    assert spoiled.length < 0.9 * cold.length
 
 
 def stop_refeeding(patch: pytest.MonkeyPatch) -> None:
-    """Verified drafts keep the rows that drafting wrote, from the draft's own hidden states. Only what has none is run:
-    the row of the last draft on a path of full depth, and that of the bonus token.
+    """Of each run only the row before the bonus token is computed. The verified drafts keep what drafting left: rows
+    from the draft's own hidden states, and after the last draft of a full path none.
     """
-    propose, extend = AutoRegressiveSpeculator.propose, DraftModelSpeculator.extend
-    last_depths: dict[int, int] = {}
-
-    def remembering(self: AutoRegressiveSpeculator, slots: Sequence[int], depths: Sequence[int]) -> Candidates:
-        last_depths.clear()
-        last_depths.update(zip(slots, depths, strict=True))
-        return propose(self, slots, depths)
+    extend = DraftModelSpeculator.extend
 
     def extending(self: DraftModelSpeculator, committed: Committed) -> None:
         skipped = [
-            min(num_rows - 1, max(last_depths.get(slot, 0) - 1, 0)) if r < committed.num_decode else 0
-            for r, (slot, num_rows) in enumerate(zip(committed.slots, committed.num_rows, strict=True))
+            num_rows - 1 if index < committed.num_decode else 0 for index, num_rows in enumerate(committed.num_rows)
         ]
-        rows, begin = [], 0
+        rows: list[int] = []
+        begin = 0
         for num_rows, skip in zip(committed.num_rows, skipped, strict=True):
             rows.extend(range(begin + skip, begin + num_rows))
             begin += num_rows
         starts = tuple(start + skip for start, skip in zip(committed.starts, skipped, strict=True))
-        for slot, start in zip(committed.slots, starts, strict=True):
-            self._num_rows[slot] = start
-        last_depths.clear()
-        extend(
-            self,
-            replace(
-                committed,
-                starts=starts,
-                num_rows=tuple(n - skip for n, skip in zip(committed.num_rows, skipped, strict=True)),
-                successors=committed.successors[rows],
-                hidden=committed.hidden[rows],
-            ),
+        self._num_rows.update(zip(committed.slots, starts, strict=True))
+        changed = replace(
+            committed,
+            starts=starts,
+            num_rows=tuple(count - skip for count, skip in zip(committed.num_rows, skipped, strict=True)),
+            successors=committed.successors[rows],
+            hidden=committed.hidden[rows],
         )
+        extend(self, changed)
 
-    patch.setattr(AutoRegressiveSpeculator, "propose", remembering)
     patch.setattr(DraftModelSpeculator, "extend", extending)
 
 
-def test_refeeding_verified_rows_earns_acceptance(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refeeding_verified_rows_earns_acceptance(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [source(i, 300) for i in range(NUM_PROMPTS)]
-    engine.flush_cache()
-    usual = serve(engine, prompts)
-    with monkeypatch.context() as patch:
-        stop_refeeding(patch)
+    with make_engine(page_size=16) as engine:
+        usual = serve(engine, prompts, num_tokens=64)
+        stop_refeeding(monkeypatch)
         engine.flush_cache()
-        spoiled = serve(engine, prompts)
+        spoiled = serve(engine, prompts, num_tokens=64)
     assert spoiled.token_ids == usual.token_ids
-    print("NO REFEED", spoiled.length, usual.length)
     assert spoiled.length < 0.97 * usual.length

@@ -17,9 +17,9 @@ from slipstream.worker.device_state import DeviceState
 class Batch:
     """T rows: for each decode slot its bonus token and its drafts, then those of the chunks.
 
-    `sampled_*` describe the slots that draw tokens: the decode slots, then those whose last chunk is here. The rows that
-    they draw from are `sampled_rows`: all of a decode slot's, and the last of a last chunk; `candidates` says which is
-    which, with no drafts for the chunks.
+    `sampled_*` describe the slots that draw tokens: the decode slots, then those whose last chunk is here. They draw
+    from `sampled_rows`: all rows of a decode slot, and the last row of a last chunk; `candidates` says which is which,
+    with no drafts for the chunks.
     """
 
     token_ids: Tensor  # int64 [T]

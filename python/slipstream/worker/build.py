@@ -44,8 +44,8 @@ class _Model:
 
 
 def build_worker(config: WorkerConfig, spec: ModelSpec, draft: DrafterSpec | None, progress: ReportProgress) -> Worker:
-    """Make room, read the weights (`progress` gets (done, total) tensors, of the target and then of the draft) and build
-    everything. The draft has its own configuration, quantisation, attention and caches; it computes in the target's
+    """Make room, read the weights and build everything. `progress` gets (done, total) tensors, of the target and then
+    of the draft. The draft has its own configuration, quantisation, attention and caches; it computes in the target's
     dtype, whose hidden states it reads.
 
     Raises ConfigError where an option cannot work here, CheckpointError where the weights do not fit the model.

@@ -71,7 +71,7 @@ class DeviceState:
         self.committed_len[slot] = length
 
     def commit(self, slots: Sequence[int], counts: Sequence[int], slots_device: Tensor, counts_device: Tensor) -> None:
-        """Each of `slots` has that many tokens more in KV. Both are given twice: on the host, and int64 on the device."""
+        """Each of `slots` has so many more tokens in KV. Both are given twice: on the host, and int64 on the device."""
         for slot, count in zip(slots, counts, strict=True):
             self.committed_len_cpu[slot] += count
         self.committed_len.index_add_(0, slots_device, counts_device)

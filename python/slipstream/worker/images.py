@@ -92,8 +92,8 @@ class ImageStore:
         *,
         ahead: int = 0,
     ) -> ImageRows | None:
-        """The image tokens among rows of a step: `num_before` rows of decode slots, then the chunks. Each row stands for
-        the token `ahead` positions after its own.
+        """The image tokens among the rows of a step: `num_before` rows of decode slots, then the chunks. A row stands
+        for the token `ahead` positions after its own.
 
         Encodes what is not encoded yet, all images of the step together; `before_encoding` gets the number of patches.
         """
