@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+
 from slipstream import Engine
 from slipstream.engine import Answer
 from slipstream.messages.sampling import SamplingParams
-from slipstream.sampling import filters, verifier
+from slipstream.sampling import filters, rejection, verifier
 from slipstream.sampling.candidates import Candidates
 from slipstream.sampling.sampler import Sampler
 from slipstream.sampling.verify import Way
@@ -21,12 +22,12 @@ from support.tiny_pair import TinyPair, write_tiny_pair
 LENGTH = 3  # tokens of the joint distribution: the first is the prompt's, the others are verified
 CHOICES = 128  # of one request, the most that are allowed
 PROMPT = [85, 104, 163, 184, 97]
-MANY, SOME, FEW = 20_480, 1_920, 640
+MANY, SOME, FEW = 20_480, 1_920, 1_024
 BIAS = {"70": 7.0, "71": 7.5, "72": 6.5, "73": 6.0}
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "min_p": {"min_p": 0.2, "logit_bias": BIAS},
     "penalties": {"logit_bias": BIAS, "top_k": 5, "frequency_penalty": 0.9, "presence_penalty": 0.7},
-    "flat": {"temperature": 1.5, "top_k": 6, "min_p": 0.02, "frequency_penalty": 0.6, "repetition_penalty": 1.2},
+    "flat": {"temperature": 1.5, "top_k": 4, "min_p": 0.02, "frequency_penalty": 0.6, "repetition_penalty": 1.2},
     "all": {
         "temperature": 1.2,
         "top_k": 6,
@@ -53,7 +54,7 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
-    return write_tiny_pair(tmp_path_factory.mktemp("pair"))
+    return write_tiny_pair(tmp_path_factory.mktemp("pair"), noise=0.07)
 
 
 def drawn(pair: TinyPair, shape: str, sampling: str, count: int) -> list[Tokens]:
@@ -65,7 +66,7 @@ def drawn(pair: TinyPair, shape: str, sampling: str, count: int) -> list[Tokens]
     with Engine(pair.target, **options, **SHAPES[shape]) as engine:
         answers = engine.generate([PROMPT] * (count // CHOICES), values)
     assert len(answers) == count
-    assert num_accepted(answers) > 0.5 * count, "hardly any draft was accepted: nothing was tested"
+    assert num_accepted(answers) > 0.25 * count, "hardly any draft was accepted: nothing was tested"
     return [tuple(answer.token_ids[:LENGTH]) for answer in answers]
 
 
@@ -112,10 +113,9 @@ def keep_residual_whole(patch: pytest.MonkeyPatch) -> None:
     """After a rejected draft the next token is drawn from p, not from what p has beyond q."""
 
     def reject(candidates: Candidates, target_probs: torch.Tensor, coins: torch.Tensor) -> tuple[Way, torch.Tensor]:
-        way, _ = verifier_reject(candidates, target_probs, coins)
+        way, _ = rejection.reject(candidates, target_probs, coins)
         return way, target_probs[candidates.rows.gather(1, way.length[:, None])[:, 0]]
 
-    verifier_reject = verifier.reject
     patch.setattr(verifier, "reject", reject)
 
 

@@ -132,7 +132,7 @@ def test_answers_about_images_are_the_same(pair: Pair, shape: str, sampling: Sam
 
 
 def speculator_of(driver: Driver) -> DraftModelSpeculator:
-    drafting = driver.worker._drafting
+    drafting = driver.worker._speculation
     assert drafting is not None and isinstance(drafting._speculator, DraftModelSpeculator)
     return drafting._speculator
 
@@ -176,7 +176,7 @@ VOCAB_SIZE = 3072
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("served")
-    size = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": 512}
+    size: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": 512}
     target = write_native_vision(
         folder / "target", vision_reference(reference_model(**size).config, seed=3), PARAMS | size
     )

@@ -64,15 +64,15 @@ def test_a_text_that_repeats_is_answered_in_few_steps(drafting: Engine) -> None:
 
 def test_a_short_window_finds_more_and_a_long_one_less(drafting: Engine) -> None:
     """The bounds of the runs that are looked up reach the worker."""
-    usual = [answer.token_ids for answer in drafting.generate(OTHERS, GREEDY)]
+    usual = [answer.token_ids for answer in drafting.generate(OTHERS[1:], GREEDY)]
     counts = []
     for shortest, longest in ((1, 1), (6, 8)):
-        window = {
+        window: dict[str, Any] = {
             "speculative_ngram_min_match_window_size": shortest,
             "speculative_ngram_max_match_window_size": longest,
         }
         with Engine(dtype="float32", speculative_algorithm="NGRAM", speculative_adaptive="off", **window) as engine:
-            found = engine.generate(OTHERS, GREEDY)
+            found = engine.generate(OTHERS[1:], GREEDY)
         assert [answer.token_ids for answer in found] == usual
         counts.append(sum(answer.drafts.num_draft_tokens for answer in found if answer.drafts is not None))
     assert counts[0] > 2 * counts[1]

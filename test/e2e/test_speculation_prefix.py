@@ -1,4 +1,4 @@
-"""The embedded pair with a prefix cache: pages keep the acceptance length, whoever made them; and re-feeding earns it."""
+"""The embedded pair with a prefix cache: pages keep the acceptance length, whoever made them; re-feeding earns it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -105,6 +105,7 @@ def test_pages_of_requests_without_drafts_lower_nothing(engine: Engine, cold: Se
     assert serve(engine, num_tokens=1, speculative=False).least_cached(page_size_of(engine)) >= 0.9
 
 
+@pytest.mark.parametrize("engine", [16], indirect=True, ids=["page 16"])
 def test_pages_of_requests_gone_cold_in_mid_run_lower_nothing(
     engine: Engine, cold: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +135,7 @@ def token_ids(engine: Engine) -> list[list[int]]:
 # ---- tests of the test
 
 
+@pytest.mark.parametrize("engine", [16], indirect=True, ids=["page 16"])
 def test_pages_without_the_drafts_kv_would_lower_it(
     engine: Engine, cold: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

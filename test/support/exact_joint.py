@@ -44,7 +44,7 @@ def chi_square_p(drawn: Iterable[Tokens], probabilities: Mapping[Tokens, float])
     cells: list[tuple[float, float]] = []  # (expected, observed)
     pool_expected = pool_observed = 0.0
     for answer, prob in sorted(probabilities.items(), key=lambda item: item[1]):
-        if prob * total < 5 or pool_expected < 5 and pool_expected > 0:
+        if prob * total < 5 or (pool_expected < 5 and pool_expected > 0):
             pool_expected, pool_observed = pool_expected + prob * total, pool_observed + observed[answer]
         else:
             cells.append((prob * total, float(observed[answer])))

@@ -72,7 +72,7 @@ class SpeculatorHarness:
             vocab_size=VOCAB_SIZE,
             device=CPU,
             dtype=torch.float32,
-            draft=LoadedDraft(self.spec, self._parameters(), TorchNativeAttention, caches),
+            draft=LoadedDraft(self.spec, self._parameters(), self.layers, TorchNativeAttention, caches),
         )
         self.speculator = EagleSpeculator(self.parts)
         self.generator = torch.Generator().manual_seed(7)

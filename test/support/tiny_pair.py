@@ -1,4 +1,4 @@
-"""A tiny random GQA target with a draft that is right often, and a tokenizer of 320 ids, for an Engine to serve."""
+"""A tiny random GQA target of one layer, a draft that is right often, and a tokenizer of 320 ids, for an Engine."""
 
 import json
 from dataclasses import dataclass
@@ -32,8 +32,9 @@ class TinyPair:
 
 def write_tiny_pair(folder: Path, *, noise: float = 0.02) -> TinyPair:
     """`noise` is that of write_copying_draft()."""
-    reference = reference_model(vocab_size=VOCAB_SIZE)
-    target = write_native(folder / "target", reference, vocab_size=VOCAB_SIZE)
+    shape: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "n_layers": 1}
+    reference = reference_model(**shape)
+    target = write_native(folder / "target", reference, **shape)
     write_byte_tokenizer(target / "tekken.json")
     draft = write_copying_draft(folder / "draft", target, noise=noise)
     return TinyPair(str(target), str(draft), reference)

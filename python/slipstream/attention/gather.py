@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slipstream.attention.base import Layout
 from slipstream.attention.masks import causal_mask, tree_mask
-from slipstream.attention.spans import DecodeSpan, decode_spans, has_one_row_each, padded_rows, rows_that_count
+from slipstream.attention.spans import DecodeSpan, decode_spans, padded_rows, rows_that_count
 
 _MAX_MASK_ELEMENTS = 2**23  # of one mask: bounds its memory to 32 MiB in fp32
 _MIN_WINDOW_ROWS = 256  # rows of a chunk that share a window's keys: fewer would make too many small products
@@ -59,15 +59,15 @@ class GatherPlanner:
         self._zero = torch.zeros((), dtype=dtype, device=device)
         self._minus_infinity = torch.full((), float("-inf"), dtype=dtype, device=device)
 
-    def plan(self, layout: Layout, window: int | None, heads_per_kv: int = 1) -> Gather:
+    def plan(self, layout: Layout, window: int | None, heads_per_kv: int = 1, *, one_row_each: bool) -> Gather:
         """What a step reads where every row sees its last `window` positions; None: all of them.
 
         `heads_per_kv` query heads share a KV head; where decode requests have several rows, as many rows of their mask
-        are equal.
+        are equal. `one_row_each` is has_one_row_each(layout), which the caller knows.
         """
         decode: list[DecodeGroup] = []
         chunks: list[ChunkBlock] = []
-        if layout.num_decode and has_one_row_each(layout):
+        if layout.num_decode and one_row_each:
             lens = layout.kv_lens_cpu[: layout.num_decode]
             groups = group_by_length(lens if window is None else [min(length, window) for length in lens])
             decode = [self._plan_decode(layout, members, len(groups) == 1, window) for members in groups]

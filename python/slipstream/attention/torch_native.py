@@ -44,9 +44,9 @@ class TorchNativeAttention:
         self._num_rows = sum(layout.num_rows)
         longest = max(layout.kv_lens_cpu)
         limits = {window: None if window is None or window >= longest else window for window in self._windows}
-        ungrouped = has_one_row_each(layout)  # one mask serves all kinds of heads
-        keys = [(limits[window], 1 if ungrouped else heads_per_kv) for window, heads_per_kv in self._kinds]
-        gathers = {key: self._planner.plan(layout, *key) for key in dict.fromkeys(keys)}
+        one_row_each = has_one_row_each(layout)  # then one mask serves all kinds of heads
+        keys = [(limits[window], 1 if one_row_each else heads_per_kv) for window, heads_per_kv in self._kinds]
+        gathers = {key: self._planner.plan(layout, *key, one_row_each=one_row_each) for key in dict.fromkeys(keys)}
         self._gathers = [gathers[key] for key in keys]
 
     def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor | None) -> Tensor:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from slipstream.bench.acceptance import total
 from slipstream.bench.workload import random_prompts
 from slipstream.errors import ConfigError, SlipstreamError
+from slipstream.messages.sampling import DraftStats
 
 WARM_UP_OUTPUT_LEN = 8  # enough for a prefill step and some decode steps of the shape
 
@@ -38,7 +38,7 @@ class Timing:
     shape: Shape
     one_token_s: tuple[float, ...]
     all_tokens_s: tuple[float, ...]
-    accepted: tuple[int, ...] = ()  # entry i: verify steps of the timed runs of which i drafts were accepted
+    drafts: DraftStats = DraftStats(0, ())  # of the timed runs
 
     @property
     def ttft_s(self) -> float:
@@ -96,23 +96,23 @@ def measure(
 ) -> Timing:
     """Warm the shape up once, then time it `num_runs` times. Every run has fresh prompts: no cache can help."""
 
-    histograms: list[tuple[int, ...]] = []
+    drafts: list[DraftStats] = []
 
     def timed(output_len: int) -> float:
         prompts = random_prompts(rng, token_ids, shape.batch_size, shape.input_len)
-        elapsed_s, accepted = time_batch(engine, prompts, output_len)
-        histograms.append(accepted)
+        elapsed_s, stats = time_batch(engine, prompts, output_len)
+        drafts.append(stats)
         on_run()
         return elapsed_s
 
     timed(min(WARM_UP_OUTPUT_LEN, shape.output_len))
-    histograms.clear()
+    drafts.clear()
     runs = [(timed(1), timed(shape.output_len)) for _ in range(num_runs)]
-    return Timing(shape, tuple(one for one, _ in runs), tuple(every for _, every in runs), total(histograms))
+    return Timing(shape, tuple(one for one, _ in runs), tuple(every for _, every in runs), DraftStats.total(drafts))
 
 
-def time_batch(engine: BatchEngine, prompts: list[list[int]], output_len: int) -> tuple[float, tuple[int, ...]]:
-    """Seconds until all prompts have exactly `output_len` tokens, and the verify steps by the drafts they accepted.
+def time_batch(engine: BatchEngine, prompts: list[list[int]], output_len: int) -> tuple[float, DraftStats]:
+    """Seconds until all prompts have exactly `output_len` tokens, and what their drafts brought.
 
     Raises SlipstreamError when an answer differs.
     """
@@ -124,7 +124,7 @@ def time_batch(engine: BatchEngine, prompts: list[list[int]], output_len: int) -
             raise SlipstreamError(f"an answer has {len(answer.token_ids)} tokens instead of {output_len}: no measure")
         if answer.num_cached:
             raise SlipstreamError(f"{answer.num_cached} prompt tokens came from the prefix cache: no measure")
-    return elapsed_s, total(answer.drafts.accepted for answer in answers if answer.drafts is not None)
+    return elapsed_s, DraftStats.total(answer.drafts for answer in answers if answer.drafts is not None)
 
 
 def decode_weight_bytes(config: dict[str, Any], bytes_per_weight: int) -> int:

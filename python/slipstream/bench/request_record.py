@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from slipstream.bench.stream_events import Progress
+from slipstream.messages.sampling import DraftStats
 
 
 @dataclass
@@ -19,7 +20,7 @@ class RequestRecord:
     num_cached: int = 0
     finish: str | None = None
     acceptance_length: float | None = None
-    accepted: tuple[int, ...] = ()  # entry i: verify steps of which i drafts were accepted
+    drafts: DraftStats | None = None
     error: str | None = None
 
     def note(self, progress: Progress, now_s: float) -> None:
@@ -35,7 +36,7 @@ class RequestRecord:
         self.num_cached = self.num_cached if progress.num_cached is None else progress.num_cached
         self.finish = progress.finish or self.finish
         self.acceptance_length = progress.acceptance_length or self.acceptance_length
-        self.accepted = progress.accepted or self.accepted
+        self.drafts = progress.drafts or self.drafts
 
     def end(self, now_s: float) -> None:
         """The stream is over."""

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slipstream.bench.acceptance import acceptance_length, position_rates, total
 from slipstream.bench.request_record import RequestRecord
 from slipstream.bench.rows import SpeculativeRow
 from slipstream.bench.serving import Case, Send, run_case, to_row
-from slipstream.config.drafting import NO_DRAFTS, DraftShape
+from slipstream.config.algorithms import NO_DRAFTS
+from slipstream.config.drafting import DraftShape
 from slipstream.config.flags import flag_name
 from slipstream.config.options import LaunchOptions
 from slipstream.errors import ConfigError
+from slipstream.messages.sampling import DraftStats
 
 MAX_TURNS = 10
 REQUESTS_PER_TURN = 4  # at least, for each place: a turn ends when its last request does, with places empty before
@@ -40,8 +41,8 @@ class DraftCase:
 
 
 @dataclass(frozen=True)
-class Drafting:
-    """What a case is in the end, with no value left open."""
+class ResolvedCase:
+    """What a case comes to, with no value left open."""
 
     shape: DraftShape
     adaptive: bool
@@ -111,14 +112,14 @@ async def run_in_turns(case: Case, drafting: Side, plain: Side, on_end: Callable
 
 
 def to_speculative_row(
-    case: Case, workload: str, how: Drafting, drafting: Side, plain: Side, *, engine: str, model: str
+    case: Case, workload: str, how: ResolvedCase, drafting: Side, plain: Side, *, engine: str, model: str
 ) -> SpeculativeRow:
     """The figures of one case. Acceptance is counted over the verify steps of all requests together."""
     row, plain_row = (
         to_row(case, side.records, sum(side.turns_s), engine=engine, model=model, input_len=None, output_len=None)
         for side in (drafting, plain)
     )
-    accepted = total(record.accepted for record in drafting.records)
+    stats = DraftStats.total(record.drafts for record in drafting.records if record.drafts is not None)
     ratios = [
         (tokens / seconds) / (plain_tokens / plain_seconds)
         for tokens, seconds, plain_tokens, plain_seconds in zip(
@@ -129,10 +130,10 @@ def to_speculative_row(
     return SpeculativeRow(
         engine=engine, model=model, batch_size=case.concurrency, input_len=row.input_len, output_len=row.output_len,
         ttft_s=row.ttft_s, tpot_ms=row.tpot_ms, decode_tok_s=drafting.tok_s, speculative=True,
-        acceptance_length=acceptance_length(accepted), workload=workload, num_steps=how.shape.depth,
+        acceptance_length=stats.acceptance_length, workload=workload, num_steps=how.shape.depth,
         topk=how.shape.topk, adaptive=how.adaptive, dtype=how.dtype, num_requests=row.num_requests,
-        num_failed=row.num_failed, failures=row.failures, accepted=list(accepted),
-        position_rates=position_rates(accepted), plain_failures=plain_row.failures, plain_ttft_s=plain_row.ttft_s,
+        num_failed=row.num_failed, failures=row.failures, accepted=list(stats.accepted),
+        position_rates=stats.position_rates, plain_failures=plain_row.failures, plain_ttft_s=plain_row.ttft_s,
         plain_tpot_ms=plain_row.tpot_ms, plain_tok_s=plain.tok_s,
         ratio=drafting.tok_s / plain.tok_s if drafting.tok_s and plain.tok_s else None, turn_ratios=ratios,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from slipstream.errors import SlipstreamError
+from slipstream.messages.sampling import DraftStats
 
 DONE = b"[DONE]"
 
@@ -20,7 +21,7 @@ class Progress:
     num_cached: int | None = None
     finish: str | None = None
     acceptance_length: float | None = None
-    accepted: tuple[int, ...] | None = None  # entry i: verify steps so far of which i drafts were accepted
+    drafts: DraftStats | None = None
 
 
 class _MetaInfo(msgspec.Struct, frozen=True):
@@ -29,6 +30,7 @@ class _MetaInfo(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
     finish_reason: dict[str, Any] | None = None
     spec_accept_length: float | None = None
+    spec_num_proposed_drafts: int | None = None
     spec_correct_drafts_histogram: tuple[int, ...] | None = None
 
 
@@ -59,6 +61,7 @@ class _Choice(msgspec.Struct, frozen=True):
 
 class _Drafts(msgspec.Struct, frozen=True):
     mean_acceptance_length: float | None = None
+    num_draft_tokens: int | None = None
     acceptance_histogram: tuple[int, ...] | None = None
 
 
@@ -94,7 +97,7 @@ def read_native(data: bytes) -> Progress:
         num_cached=meta.cached_tokens,
         finish=finish,
         acceptance_length=meta.spec_accept_length,
-        accepted=meta.spec_correct_drafts_histogram,
+        drafts=_drafts(meta.spec_num_proposed_drafts, meta.spec_correct_drafts_histogram),
     )
 
 
@@ -110,8 +113,13 @@ def read_chat(data: bytes) -> Progress:
         num_cached=details.cached_tokens if details else None,
         finish=next((choice.finish_reason for choice in event.choices if choice.finish_reason), None),
         acceptance_length=drafts.mean_acceptance_length if drafts else None,
-        accepted=drafts.acceptance_histogram if drafts else None,
+        drafts=_drafts(drafts.num_draft_tokens, drafts.acceptance_histogram) if drafts else None,
     )
+
+
+def _drafts(num_draft_tokens: int | None, histogram: tuple[int, ...] | None) -> DraftStats | None:
+    """None where the server does not say both."""
+    return None if num_draft_tokens is None or histogram is None else DraftStats(num_draft_tokens, histogram)
 
 
 def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes) -> Any:

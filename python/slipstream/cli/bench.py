@@ -11,7 +11,6 @@ from collections.abc import Callable
 from rich.console import Console
 
 from slipstream.bench import one_batch
-from slipstream.bench.acceptance import acceptance_length
 from slipstream.bench.connection import API_KEY_VARIABLE
 from slipstream.bench.http_client import LoadClient
 from slipstream.bench.own_server import OwnServer
@@ -21,9 +20,9 @@ from slipstream.bench.tables import one_batch_table, serving_table
 from slipstream.bench.workload import ordinary_token_ids, poisson_arrivals, random_prompts, read_questions
 from slipstream.cli.bench_common import (
     ENGINE,
-    MAX_REQUESTS,
     MAX_WARM_UP_REQUESTS,
     add_common_flags,
+    add_load_flags,
     positive,
     progress,
     show_failures,
@@ -119,7 +118,7 @@ def _one_batch_row(
         engine=ENGINE, model=resolved.server.served_model_name, batch_size=shape.batch_size, input_len=shape.input_len,
         output_len=shape.output_len, ttft_s=timing.ttft_s, tpot_ms=None if tpot_s is None else 1000 * tpot_s,
         decode_tok_s=None if tpot_s is None else shape.batch_size / tpot_s,
-        speculative=resolved.scheduler.drafts is not None, acceptance_length=acceptance_length(timing.accepted),
+        speculative=resolved.scheduler.drafts is not None, acceptance_length=timing.drafts.acceptance_length,
         in_process=in_process, dtype=resolved.worker.dtype, device=resolved.worker.device,
         ttft_median_s=timing.ttft_median_s, tpot_median_ms=None if median_s is None else 1000 * median_s,
         prefill_tok_s=shape.batch_size * shape.input_len / timing.ttft_s, floor_ms=floor_ms,
@@ -146,21 +145,15 @@ def serving_parser() -> FlagParser:
     )
     parser.add_argument("--base-url", metavar="URL", help="the running server; none: start one")
     parser.add_argument(
-        "--num-requests", type=functools.partial(whole_number, maximum=MAX_REQUESTS), default=64, metavar="N",
-        help="requests of each case",
-    )  # fmt: skip
-    parser.add_argument(
-        "--concurrency", type=whole_number, nargs="+", metavar="N",
-        help="requests at once, one case for each; default 1 8, with --request-rate no limit",
-    )  # fmt: skip
-    parser.add_argument(
         "--request-rate",
         type=positive,
         metavar="X",
         help="arrivals per second on average (Poisson), whatever the answers",
     )
-    parser.add_argument("--questions", metavar="FILE", help="chat questions, one a line, instead of random prompts")
-    parser.add_argument("--timeout-s", type=positive, default=600.0, metavar="X", help="longest time for one case")
+    add_load_flags(
+        parser, num_requests=64, unit="case", questions="chat questions, one a line, instead of random prompts",
+        concurrency="requests at once, one case for each; default 1 8, with --request-rate no limit",
+    )  # fmt: skip
     _add_shape_flags(parser, batch_sizes=None)
     add_common_flags(parser, server=True)
     parser.set_defaults(port=0)  # any free one

@@ -1,6 +1,7 @@
 """What the benchmarks of `slipstream bench` have in common: flags, progress, output."""
 
 import argparse
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -46,6 +47,17 @@ def add_common_flags(parser: FlagParser, *, server: bool) -> None:
     group = parser.add_argument_group("server flags" if server else "engine flags")
     add_flags(group, LaunchOptions, server=server)
     parser.set_defaults(log_level="warning")  # no line for each request
+
+
+def add_load_flags(parser: FlagParser, *, num_requests: int, concurrency: str, questions: str, unit: str) -> None:
+    """The requests that go to a server; `num_requests` is a default, the texts are help, `unit` is what is timed."""
+    parser.add_argument(
+        "--num-requests", type=functools.partial(whole_number, maximum=MAX_REQUESTS), default=num_requests, metavar="N",
+        help="requests of each case",
+    )  # fmt: skip
+    parser.add_argument("--concurrency", type=whole_number, nargs="+", metavar="N", help=concurrency)
+    parser.add_argument("--questions", metavar="FILE", help=questions)
+    parser.add_argument("--timeout-s", type=positive, default=600.0, metavar="X", help=f"longest time for one {unit}")
 
 
 @contextmanager

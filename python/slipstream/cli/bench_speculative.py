@@ -19,15 +19,14 @@ from slipstream.bench.http_client import LoadClient
 from slipstream.bench.own_server import OwnServer
 from slipstream.bench.rows import SpeculativeRow
 from slipstream.bench.serving import Case, Send
-from slipstream.bench.speculative import DraftCase, Drafting, Side
+from slipstream.bench.speculative import DraftCase, ResolvedCase, Side
 from slipstream.bench.tables import speculative_tables
 from slipstream.bench.workload import read_questions
 from slipstream.cli.bench_common import (
     ENGINE,
-    MAX_REQUESTS,
     MAX_WARM_UP_REQUESTS,
     add_common_flags,
-    positive,
+    add_load_flags,
     progress,
     show_failures,
     warm_up,
@@ -58,18 +57,14 @@ def speculative_parser() -> FlagParser:
         "--workloads", nargs="+", choices=(QUESTIONS, SOURCE), default=[QUESTIONS, SOURCE],
         help="questions about functions of Python's standard library, and its source to continue",
     )  # fmt: skip
-    parser.add_argument("--questions", metavar="FILE", help="chat questions, one a line, instead of those")
-    parser.add_argument(
-        "--num-requests", type=functools.partial(whole_number, maximum=MAX_REQUESTS), default=100, metavar="N",
-        help="requests of each case",
+    add_load_flags(
+        parser, num_requests=100, unit="turn", questions="chat questions, one a line, instead of those",
+        concurrency="requests at once",
     )  # fmt: skip
-    parser.add_argument(
-        "--concurrency", type=whole_number, nargs="+", default=[1], metavar="N", help="requests at once"
-    )
+    parser.set_defaults(concurrency=[1])
     parser.add_argument(
         "--output-len", type=whole_number, default=64, metavar="N", help="tokens of each answer; of a chat the most"
     )
-    parser.add_argument("--timeout-s", type=positive, default=600.0, metavar="X", help="longest time for one turn")
     add_common_flags(parser, server=True)
     parser.set_defaults(port=0)  # any free one
     return parser
@@ -102,7 +97,7 @@ def bench_speculative(args: list[str]) -> int:
     return 0 if any(row.num_failed < row.num_requests for row in rows) else 1
 
 
-def resolve_case(case: DraftCase, options: LaunchOptions) -> Drafting:
+def resolve_case(case: DraftCase, options: LaunchOptions) -> ResolvedCase:
     """What the server of a case will do. Raises ConfigError for a case that cannot be, before anything is loaded."""
     resolved = prepare(case.options(options)).resolved
     drafts = resolved.scheduler.drafts
@@ -110,7 +105,7 @@ def resolve_case(case: DraftCase, options: LaunchOptions) -> Drafting:
         raise ConfigError(
             "the model has no draft; give --speculative-draft-model-path or --speculative-algorithm NGRAM"
         )
-    return Drafting(drafts.shape, drafts.adaptive, resolved.worker.dtype)
+    return ResolvedCase(drafts.shape, drafts.adaptive, resolved.worker.dtype)
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ class Workload:
 
 
 async def _measure(
-    plain_url: str, drafting_url: str, api_key: str | None, how: Drafting, workloads: Sequence[Workload],
+    plain_url: str, drafting_url: str, api_key: str | None, how: ResolvedCase, workloads: Sequence[Workload],
     flags: argparse.Namespace,
 ) -> list[SpeculativeRow]:  # fmt: skip
     """The rows of one case: every workload with every number of requests at once."""

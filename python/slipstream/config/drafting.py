@@ -1,36 +1,8 @@
-"""Who drafts, and how many drafts a step verifies: what scheduler and worker must agree on."""
+"""How many drafts a step verifies: what scheduler and worker must agree on."""
 
 from dataclasses import dataclass
 
-NO_DRAFTS = "none"
-ALGORITHMS = ("EAGLE", "NGRAM")
 MAX_DRAFTS = 63  # of one slot in one step; with the bonus token 64 rows
-_NOT_SERVED = {  # names that other servers know
-    "EAGLE3": "EAGLE-3 drafts",
-    "NEXTN": "layers for multi-token prediction",
-    "MTP": "layers for multi-token prediction",
-    "FROZEN_KV_MTP": "layers for multi-token prediction",
-    "STANDALONE": "whole models as drafts",
-    "DFLASH": "drafts of whole blocks",
-    "DSPARK": "drafts of whole blocks",
-    "UNO": "adapters as drafts",
-}
-
-
-def read_algorithm(text: str) -> str:
-    """The algorithm that `text` names in any case: "auto", NO_DRAFTS or one of ALGORITHMS.
-
-    Raises ValueError with a sentence for all others.
-
-    >>> read_algorithm("eagle"), read_algorithm("None")
-    ('EAGLE', 'none')
-    """
-    known = {name.upper(): name for name in ("auto", NO_DRAFTS, *ALGORITHMS)}
-    if (name := known.get(text.upper())) is not None:
-        return name
-    if (kind := _NOT_SERVED.get(text.upper())) is not None:
-        raise ValueError(f"{kind} are not supported; choose EAGLE, which takes Mistral's EAGLE drafts, or NGRAM")
-    raise ValueError(f"choose one of: {', '.join(known.values())}")
 
 
 @dataclass(frozen=True)

@@ -93,10 +93,17 @@ def from_namespace(options: type[Options], namespace: argparse.Namespace) -> Opt
 
 
 def check_fields(options: Any) -> None:
-    """Raise ConfigError for the first field of an options object that is outside its choices or limits."""
+    """Raise ConfigError for the first field of an options object that is of another kind, or outside its choices or
+    limits.
+    """
+    hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if not field.metadata or value is None or value == AUTO:
+        if not field.metadata:
+            continue
+        if wanted := _wanted_kind(value, hints[field.name]):
+            raise ConfigError(f"{flag_name(field.name)} is {value!r}; it must be {wanted}")
+        if value is None or value == AUTO:
             continue
         if value == "":
             raise ConfigError(f"{flag_name(field.name)} is empty; give it a value or leave it out")
@@ -114,6 +121,24 @@ def check_fields(options: Any) -> None:
             raise ConfigError(f"{flag_name(field.name)} is {value}; it must be at least {low}")
         if high is not None and value > high:
             raise ConfigError(f"{flag_name(field.name)} is {value}; it must be at most {high}")
+
+
+def _wanted_kind(value: Any, kind: Any) -> str | None:
+    """None if `value` is what the type `kind` of a field takes, else that in words. Options may be made in Python.
+
+    >>> _wanted_kind(3, float), _wanted_kind(None, int | None), _wanted_kind(3.0, int | Auto)
+    (None, None, "a whole number or 'auto'")
+    """
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    members = _members(kind)
+    has_auto = any(typing.get_origin(member) is Literal for member in members)
+    if (value is None and type(None) in members) or (has_auto and isinstance(value, str) and value == AUTO):
+        return None
+    wanted = next(member for member in members if member in words)
+    is_bool = isinstance(value, bool)  # which Python takes for an int
+    if is_bool == (wanted is bool) and isinstance(value, (int, float) if wanted is float else wanted):
+        return None
+    return words[wanted] + (f" or {AUTO!r}" if has_auto else "")
 
 
 class FlagParser(argparse.ArgumentParser):

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
-from slipstream.config.drafting import ALGORITHMS, MAX_DRAFTS, NO_DRAFTS, read_algorithm
+from slipstream.config.algorithms import ALGORITHMS, NO_DRAFTS, read_algorithm
+from slipstream.config.drafting import MAX_DRAFTS
 from slipstream.config.flags import AUTO, Auto, flag
 from slipstream.log import LEVELS
+
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class LaunchOptions:
     dtype: str = flag(
         AUTO,
         "of weights and activations; auto: as stored on a GPU, on a CPU bfloat16 where it is fast",
-        choices=(AUTO, "bfloat16", "float16", "float32"),
+        choices=(AUTO, *DTYPES),
     )
     device: str = flag(AUTO, "where the model runs", choices=(AUTO, "cpu", "cuda"))
     context_length: int | Auto = flag(AUTO, "longest prompt plus answer, in tokens; auto: the model's own", minimum=1)
@@ -79,6 +82,9 @@ class LaunchOptions:
         AUTO,
         "which layout's weights of the draft to load, or dummy for random ones, as with --load-format dummy",
         choices=(AUTO, "mistral", "dummy"),
+    )
+    speculative_draft_dtype: str = flag(
+        AUTO, "of the draft's weights, activations and KV; auto: the target's", choices=(AUTO, *DTYPES)
     )
     speculative_num_steps: int | Auto = flag(
         AUTO, "longest path of drafts in one step (K); auto: 3, for a tree or NGRAM 5", minimum=1, maximum=MAX_DRAFTS

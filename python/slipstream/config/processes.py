@@ -85,11 +85,17 @@ class WorkerDrafts:
     max_steps_in_flight: int
     model_path: str | None = None  # a folder; None: the algorithm needs no model
     load_format: str = "auto"
+    dtype: str | None = None  # "bfloat16" | "float16" | "float32"; None: the target's
     rejection_sampling: bool = False
     simulated_length: float | None = None  # mean acceptance length to pretend
     simulated_pattern: tuple[int, ...] = ()  # accepted drafts of each verify step in turn, to pretend
     ngram_min: int = 2  # shortest and longest run of tokens that is looked up
     ngram_max: int = 5
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether acceptance is pretended, so that answers are wrong and say nothing about the draft."""
+        return self.simulated_length is not None or self.simulated_pattern != ()
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class _Shared:
     """Values that more than one process needs."""
 
     device: str
+    dtype: str
     context_length: int
     max_running_requests: int
     max_images: int
@@ -78,12 +79,12 @@ def resolve(
     check_fields(options)
     chooser = Chooser(options)
     shared = _shared(chooser, options, model, machine, system_seed)
-    drafts = resolve_drafts(chooser, options, draft, max_steps_in_flight=shared.max_steps_in_flight)
+    drafts = resolve_drafts(chooser, options, draft, dtype=shared.dtype, max_steps_in_flight=shared.max_steps_in_flight)
     return Resolved(
         _server(chooser, shared, options, model, drafts),
         _tokenizer(chooser, shared, options, model),
         _scheduler(chooser, shared, drafts),
-        _worker(chooser, shared, options, model, machine, drafts),
+        _worker(chooser, shared, options, model, drafts),
         chooser.reasons,
     )
 
@@ -107,6 +108,7 @@ def _shared(chooser: Chooser, options: LaunchOptions, model: ModelFacts, machine
         chooser.reasons["max_images"] = (0, "the model takes text only")
     return _Shared(
         device=device,
+        dtype=pick("dtype", lambda: _auto_dtype(device == "cuda", model, machine)),
         context_length=context_length,
         max_running_requests=pick("max_running_requests", lambda: (256, "GPU") if device == "cuda" else (32, "CPU")),
         max_images=max_images,
@@ -184,12 +186,7 @@ def _scheduler(chooser: Chooser, shared: _Shared, drafts: Drafts | None) -> Sche
 
 
 def _worker(
-    chooser: Chooser,
-    shared: _Shared,
-    options: LaunchOptions,
-    model: ModelFacts,
-    machine: Machine,
-    drafts: Drafts | None,
+    chooser: Chooser, shared: _Shared, options: LaunchOptions, model: ModelFacts, drafts: Drafts | None
 ) -> WorkerConfig:
     pick, on_gpu = chooser.choose, shared.device == "cuda"
     chooser.reasons["model_path"] = (
@@ -211,7 +208,7 @@ def _worker(
         config_format=pick("config_format"),
         load_format=pick("load_format", lambda: (model.layout, f"the folder has the {model.layout} layout")),
         tokenizer_path=model.tokenizer_path or None,
-        dtype=pick("dtype", lambda: _auto_dtype(on_gpu, model, machine)),
+        dtype=shared.dtype,
         device=shared.device,
         attention_backend=pick("attention_backend", lambda: ("torch_native", "the one that runs everywhere")),
         mem_fraction_static=mem_fraction,

@@ -4,26 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from slipstream.config.algorithms import (
+    ALGORITHMS,
+    FIELDS,
+    NO_DRAFTS,
+    OF_NGRAM,
+    REJECTION,
+    WITH_DRAFT,
+    Algorithm,
+    read_algorithm,
+)
 from slipstream.config.chooser import Chooser
-from slipstream.config.drafting import MAX_DRAFTS, NO_DRAFTS, DraftShape, read_algorithm
+from slipstream.config.drafting import MAX_DRAFTS, DraftShape
 from slipstream.config.flags import AUTO, flag_name
 from slipstream.config.options import LaunchOptions
 from slipstream.config.processes import SchedulerDrafts, WorkerDrafts
 from slipstream.errors import ConfigError
 
-CHAIN_STEPS = {"EAGLE": 3, "NGRAM": 5}
 TREE_STEPS, TREE_DRAFTS = 5, 7
 NGRAM_MIN, NGRAM_MAX = 2, 5
-_OF_EAGLE = (
-    "speculative_draft_model_path", "speculative_draft_model_revision", "speculative_draft_load_format",
-    "speculative_use_rejection_sampling",
-)  # fmt: skip
-_OF_NGRAM = ("speculative_ngram_min_match_window_size", "speculative_ngram_max_match_window_size")
-_OF_BOTH = (
-    "speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens", "speculative_adaptive",
-    "simulate_acceptance_length", "simulate_acceptance_pattern",
-)  # fmt: skip
-_READ_BY = {NO_DRAFTS: (), "EAGLE": (*_OF_EAGLE, *_OF_BOTH), "NGRAM": (*_OF_NGRAM, *_OF_BOTH)}
 
 
 class DraftFacts(Protocol):
@@ -51,7 +50,7 @@ class Drafts:
 class _Choice:
     """What the flags alone say."""
 
-    algorithm: str
+    algorithm: Algorithm
     shape: DraftShape
     adaptive: bool
     rejection_sampling: bool
@@ -62,7 +61,8 @@ class _Choice:
 
 def wants_draft(options: LaunchOptions) -> bool:
     """Whether a draft would be used if there is one."""
-    return read_algorithm(options.speculative_algorithm) in (AUTO, "EAGLE")
+    name = read_algorithm(options.speculative_algorithm)
+    return name == AUTO or (name != NO_DRAFTS and ALGORITHMS[name].needs_draft)
 
 
 def check_speculation(options: LaunchOptions, *, has_draft: bool) -> None:
@@ -71,15 +71,18 @@ def check_speculation(options: LaunchOptions, *, has_draft: bool) -> None:
 
 
 def resolve_drafts(
-    chooser: Chooser, options: LaunchOptions, draft: DraftFacts | None, *, max_steps_in_flight: int
+    chooser: Chooser, options: LaunchOptions, draft: DraftFacts | None, *, dtype: str, max_steps_in_flight: int
 ) -> Drafts | None:
-    """How to speculate, None for not at all; the chooser gets a reason for every flag of it."""
+    """How to speculate, None for not at all; each flag gets its reason. `dtype` is the target's."""
     choice = _choose(chooser, options, draft is not None)
     if choice is None:
         return None
-    if choice.algorithm == "NGRAM":
+    path, load_format = None, AUTO
+    if not choice.algorithm.needs_draft:
         draft = None
-    path, load_format = _draft_files(chooser, options, draft) if draft else (None, AUTO)
+    elif draft is not None:
+        path, load_format = _draft_files(chooser, options, draft)
+        dtype = chooser.choose("speculative_draft_dtype", lambda: (dtype, "the target's"))
     return Drafts(
         SchedulerDrafts(
             shape=choice.shape,
@@ -88,11 +91,12 @@ def resolve_drafts(
             has_kv=draft is not None and draft.kv_role == "own",
         ),
         WorkerDrafts(
-            algorithm=choice.algorithm,
+            algorithm=choice.algorithm.name,
             shape=choice.shape,
             max_steps_in_flight=max_steps_in_flight,
             model_path=path,
             load_format=load_format,
+            dtype=dtype,
             rejection_sampling=choice.rejection_sampling,
             simulated_length=choice.simulated_length,
             simulated_pattern=choice.simulated_pattern,
@@ -129,14 +133,14 @@ def _draft_files(chooser: Chooser, options: LaunchOptions, draft: DraftFacts) ->
 def _choose(chooser: Chooser, options: LaunchOptions, has_draft: bool) -> _Choice | None:
     algorithm = _algorithm(chooser, options, has_draft)
     _refuse_unread(chooser, options, algorithm)
-    if algorithm == NO_DRAFTS:
+    if algorithm is None:
         return None
     pick = chooser.choose
     shape = _shape(chooser, options, algorithm)
     length = pick("simulate_acceptance_length")
     pattern = _pattern(pick("simulate_acceptance_pattern"))
     _check_simulation(length, pattern, shape.depth)
-    rejection = algorithm == "EAGLE" and pick("speculative_use_rejection_sampling")
+    rejection = REJECTION in algorithm.fields and pick(REJECTION)
     if rejection:
         _check_rejection(shape, is_simulated=length is not None or pattern != ())
     adaptive = pick(
@@ -147,51 +151,54 @@ def _choose(chooser: Chooser, options: LaunchOptions, has_draft: bool) -> _Choic
             else ("on", "K follows load and acceptance")
         ),
     )
-    ngram = _ngram_sizes(chooser, options) if algorithm == "NGRAM" else (NGRAM_MIN, NGRAM_MAX)
+    ngram = _ngram_sizes(chooser, options) if OF_NGRAM[0] in algorithm.fields else (NGRAM_MIN, NGRAM_MAX)
     return _Choice(algorithm, shape, adaptive == "on", rejection, length, pattern, ngram)
 
 
-def _algorithm(chooser: Chooser, options: LaunchOptions, has_draft: bool) -> str:
-    algorithm = read_algorithm(options.speculative_algorithm)
-    reason = "as given"
-    if algorithm == AUTO:
-        algorithm, reason = ("EAGLE", "there is a draft") if has_draft else (NO_DRAFTS, "there is no draft")
-    if algorithm == "EAGLE" and not has_draft:
-        raise ConfigError("--speculative-algorithm EAGLE needs a draft; name it with --speculative-draft-model-path")
-    chooser.reasons["speculative_algorithm"] = (algorithm, reason)
-    return algorithm
+def _algorithm(chooser: Chooser, options: LaunchOptions, has_draft: bool) -> Algorithm | None:
+    name, reason = read_algorithm(options.speculative_algorithm), "as given"
+    if name == AUTO:
+        name, reason = (WITH_DRAFT, "there is a draft") if has_draft else (NO_DRAFTS, "there is no draft")
+    chooser.reasons["speculative_algorithm"] = (name, reason)
+    if name == NO_DRAFTS:
+        return None
+    if ALGORITHMS[name].needs_draft and not has_draft:
+        raise ConfigError(f"--speculative-algorithm {name} needs a draft; name it with --speculative-draft-model-path")
+    return ALGORITHMS[name]
 
 
-def _refuse_unread(chooser: Chooser, options: LaunchOptions, algorithm: str) -> None:
+def _refuse_unread(chooser: Chooser, options: LaunchOptions, algorithm: Algorithm | None) -> None:
     """No flag is taken and ignored."""
-    unread = [field for field in (*_OF_EAGLE, *_OF_NGRAM, *_OF_BOTH) if field not in _READ_BY[algorithm]]
+    unread = [field for field in FIELDS if algorithm is None or field not in algorithm.fields]
     fields = type(options).__dataclass_fields__
     given = [flag_name(field) for field in unread if getattr(options, field) != fields[field].default]
     if given:
         verb = "is" if len(given) == 1 else "are"
-        if algorithm != NO_DRAFTS:
-            why = f"--speculative-algorithm {algorithm} does not read {'it' if len(given) == 1 else 'them'}"
+        if algorithm is not None:
+            why = f"--speculative-algorithm {algorithm.name} does not read {'it' if len(given) == 1 else 'them'}"
         elif read_algorithm(options.speculative_algorithm) == NO_DRAFTS:
             why = "--speculative-algorithm none serves without drafts"
         else:
             why = "there are no drafts; name a draft with --speculative-draft-model-path, or use NGRAM"
         raise ConfigError(f"{' and '.join(given)} {verb} given, but {why}")
-    reason = "there are no drafts" if algorithm == NO_DRAFTS else f"{algorithm} does not read it"
+    reason = "there are no drafts" if algorithm is None else f"{algorithm.name} does not read it"
     for field in unread:
         chooser.reasons[field] = (None, reason)
 
 
-def _shape(chooser: Chooser, options: LaunchOptions, algorithm: str) -> DraftShape:
+def _shape(chooser: Chooser, options: LaunchOptions, algorithm: Algorithm) -> DraftShape:
     """Steps, branches and rows; of steps and rows the one that is missing follows from the other."""
     pick, rows = chooser.choose, options.speculative_num_draft_tokens
     topk: int = pick("speculative_eagle_topk", lambda: (1, "drafts form a chain"))
-    if algorithm == "NGRAM" and topk != 1:
-        raise ConfigError(f"--speculative-eagle-topk is {topk}, but drafts of NGRAM are one chain; leave it out")
-    usual = CHAIN_STEPS[algorithm] if topk == 1 else TREE_STEPS
+    if algorithm.chains_only and topk != 1:
+        raise ConfigError(
+            f"--speculative-eagle-topk is {topk}, but drafts of {algorithm.name} are one chain; leave it out"
+        )
+    usual = algorithm.chain_steps if topk == 1 else TREE_STEPS
 
     def steps_from_rows() -> tuple[int, str]:
         if rows == AUTO:
-            return usual, f"usual for {algorithm}" if topk == 1 else "usual for a tree"
+            return usual, f"usual for {algorithm.name}" if topk == 1 else "usual for a tree"
         return (rows - 1, "the rows but the bonus token") if topk == 1 else (min(usual, rows - 1), "what the rows hold")
 
     steps: int = pick("speculative_num_steps", steps_from_rows)
@@ -257,7 +264,7 @@ def _check_rejection(shape: DraftShape, *, is_simulated: bool) -> None:
 
 def _ngram_sizes(chooser: Chooser, options: LaunchOptions) -> tuple[int, int]:
     """Shortest and longest run; where only one is given, the other makes room for it."""
-    shortest_field, longest_field = _OF_NGRAM
+    shortest_field, longest_field = OF_NGRAM
     given = options.speculative_ngram_max_match_window_size
     shortest: int = chooser.choose(
         shortest_field, lambda: (NGRAM_MIN if given == AUTO else min(NGRAM_MIN, given), "usual")

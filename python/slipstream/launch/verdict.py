@@ -18,7 +18,7 @@ def verdict(prepared: Prepared, warm_up: WarmUp) -> str:
 def verdict_warnings(prepared: Prepared, warm_up: WarmUp) -> list[str]:
     """What to know and to check where the drafts of a model are hardly ever accepted, or acceptance is pretended."""
     drafts, length, draft = _drafts(prepared), warm_up.acceptance_length, prepared.draft
-    if _is_simulated(drafts):
+    if drafts.is_simulated:
         return ["acceptance is simulated: speeds are what it would make them, answers are wrong"]
     # with NGRAM a low length is natural: the question holds nothing to look up
     if length is None or length >= LOWEST_LENGTH or draft is None or _is_random(prepared):
@@ -42,7 +42,7 @@ def _measured(prepared: Prepared, warm_up: WarmUp) -> str:
         return f"not measured: {warm_up.problem}"
     length = warm_up.acceptance_length
     text = "nothing drafted in the warm-up" if length is None else f"warm-up acceptance length {length:.2f}"
-    if _is_simulated(_drafts(prepared)):
+    if _drafts(prepared).is_simulated:
         text += ", simulated"
     elif _is_random(prepared):
         text += ", which means nothing with random weights"
@@ -56,10 +56,6 @@ def _sizes(shape: DraftShape) -> str:
     """
     tree = "" if shape.is_chain else f" in trees of {shape.num_nodes} drafts (topk {shape.topk})"
     return f"K = {shape.depth}{tree}"
-
-
-def _is_simulated(drafts: WorkerDrafts) -> bool:
-    return drafts.simulated_length is not None or drafts.simulated_pattern != ()
 
 
 def _is_random(prepared: Prepared) -> bool:

@@ -30,9 +30,7 @@ class WarmUp:
     @property
     def acceptance_length(self) -> float | None:
         """Mean tokens of one verify step, the bonus among them."""
-        if self.stats is None or not self.stats.num_verify:
-            return None
-        return 1 + self.stats.num_accepted / self.stats.num_verify
+        return self.stats.acceptance_length if self.stats is not None else None
 
 
 async def warm_up(client: Client, timeout_s: float = TIMEOUT_S) -> WarmUp:

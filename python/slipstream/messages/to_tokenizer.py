@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from slipstream.messages.sampling import DraftStats, FinishReason, Logprob, SamplingParams
+from slipstream.messages.sampling import DraftStats, FinishReason, Logprob, SamplingParams, acceptance_length
 
 
 class TextPrompt(msgspec.Struct, frozen=True, tag=True):
@@ -135,6 +135,11 @@ class Counters(msgspec.Struct):
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     num_accepted_per_position: list[int] = []  # [i]: verify steps of which more than i drafts were accepted
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Mean tokens of a verify step; None without a step."""
+        return acceptance_length(self.num_drafts, self.num_accepted_tokens)
 
 
 class SchedulerStatus(msgspec.Struct, frozen=True, tag=True):

@@ -1,5 +1,6 @@
 """Drafts to be verified: one tree of tokens for each slot."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +31,12 @@ class Candidates:
         """Slots without drafts."""
         empty = torch.zeros(num_slots, 0, dtype=torch.int64, device=device)
         return Candidates((0,) * num_slots, empty, empty, is_chain=True)
+
+    @staticmethod
+    def chain(num_drafts: Sequence[int], token_ids: Tensor, draft_probs: Tensor | None = None) -> "Candidates":
+        """Chains: every draft's parent is the node before it. Arguments as the fields of the same names."""
+        parents = torch.arange(token_ids.shape[1], device=token_ids.device).expand(len(token_ids), -1)
+        return Candidates(tuple(num_drafts), token_ids, parents, is_chain=True, draft_probs=draft_probs)
 
     @property
     def num_nodes(self) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from slipstream.errors import ConfigError
 from slipstream.sampling.candidates import Candidates
 from slipstream.sampling.verify import Way, descend
 
@@ -21,17 +20,10 @@ class Simulation:
     def __init__(self, mean_length: float | None, pattern: Sequence[int]) -> None:
         """mean_length: tokens of a verify step, with the bonus token. pattern: accepted drafts of a slot's verify steps
         in turn, over and over; it starts afresh when a request enters a slot. One of the two is given.
-
-        Raises ConfigError for values that no step can have.
         """
-        if (mean_length is None) == (not pattern):
-            raise ConfigError("simulated acceptance takes either a mean length or a pattern")
-        if mean_length is not None and not (math.isfinite(mean_length) and mean_length >= 1):
-            raise ConfigError(
-                f"a simulated acceptance length counts the bonus token, so it is 1 or more; found {mean_length}"
-            )
-        if any(count < 0 for count in pattern):
-            raise ConfigError(f"a pattern of accepted drafts holds numbers from 0 on; found {list(pattern)}")
+        assert (mean_length is None) != (not pattern), "either a mean length or a pattern"
+        assert mean_length is None or mean_length >= 1, f"{mean_length} tokens of a step, the bonus token among them"
+        assert all(count >= 0 for count in pattern), pattern
         self._mean = None if mean_length is None else mean_length - 1.0  # drafts
         self._pattern = tuple(pattern)
         self._num_verified: dict[int, int] = {}

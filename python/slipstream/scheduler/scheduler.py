@@ -232,10 +232,11 @@ class Scheduler:
 
     def _fitting_depth(self, sequence: Sequence, depth: int) -> int:
         """The longest path of drafts up to `depth` that is of use and has pages without anybody's preemption."""
-        depth = useful_depth(depth, sequence.length_lb, sequence.limit, sequence.sampling.max_draft_tokens)
+        most = sequence.sampling.max_draft_tokens
+        depth = useful_depth(self._drafting.shape, depth, sequence.length_lb, sequence.limit, most)
         while depth > 0 and not self._fits(sequence, depth):
             depth -= 1
-        return max(depth, 0)
+        return depth
 
     def _fits(self, sequence: Sequence, depth: int) -> bool:
         if self._num_rows(sequence, depth) > self.max_sequence_len:
@@ -285,7 +286,7 @@ class Scheduler:
         lease = self._lease(sequence, valid_only=may_be_warm)
         missing = self._num_pages_for(sequence.num_known + 1) - len(lease.pages)
         # Each running sequence may soon want pages; without that reserve the newcomer would be preempted right away.
-        reserve = len(self._running) * self._num_pages_for(1 + (self._drafting.depth or 0))
+        reserve = len(self._running) * self._num_pages_for(self._drafting.shape.rows(self._drafting.depth or 0))
         if missing + reserve > self._pages.num_available and (self._running or missing > self._pages.num_available):
             self._pages.release(lease)
             sequence.refused_at = self._pages.num_releases

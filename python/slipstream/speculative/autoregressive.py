@@ -8,7 +8,6 @@ from torch import Tensor
 
 from slipstream.attention.base import Tree
 from slipstream.attention.paging import make_layout
-from slipstream.errors import ConfigError
 from slipstream.hf_transformers.spec import DrafterSpec
 from slipstream.models.drafts.base import DraftOutput
 from slipstream.sampling.candidates import Candidates
@@ -47,12 +46,8 @@ class AutoRegressiveSpeculator(DraftModelSpeculator):
     def __init__(self, parts: SpeculatorParts) -> None:
         super().__init__(parts)
         self.sampler, self.shape = parts.sampler, parts.drafts.shape
-        if self.shape.topk > parts.vocab_size:
-            raise ConfigError(
-                f"--speculative-eagle-topk is {self.shape.topk}, more than the {parts.vocab_size} tokens there are"
-            )
-        if parts.drafts.rejection_sampling and not self.shape.is_chain:
-            raise ConfigError("rejection sampling verifies chains only; use it with --speculative-eagle-topk 1")
+        assert self.shape.topk <= parts.vocab_size, f"topk {self.shape.topk} of {parts.vocab_size} tokens"
+        assert self.shape.is_chain or not parts.drafts.rejection_sampling, "rejection sampling is for chains"
 
     def check(self, spec: DrafterSpec) -> None:
         super().check(spec)
@@ -114,8 +109,7 @@ class AutoRegressiveSpeculator(DraftModelSpeculator):
             if drawn_from is not None:
                 probs = drawn_from.new_zeros(*token_ids.shape, drawn_from.shape[1]) if probs is None else probs
                 probs[:size, step] = drawn_from
-        parents = torch.arange(depth, device=self.device).expand(len(wanted.slots), -1)
-        return Candidates(tuple(wanted.depths), token_ids, parents, is_chain=True, draft_probs=probs)
+        return Candidates.chain(wanted.depths, token_ids, probs)
 
     def _draft_trees(self, wanted: _Slots) -> Candidates:
         """The topk rows of frontier l, from 1 on, lie from cache row n + (l - 1) * topk on."""

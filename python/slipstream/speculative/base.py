@@ -20,8 +20,6 @@ class SlotState(Protocol):
     def page_tables(self) -> Tensor: ...  # int32 [slots, pages]; unused entries are 0, the sink
     @property
     def committed_len_cpu(self) -> Sequence[int]: ...  # tokens in KV and final
-    @property
-    def bonus(self) -> Tensor: ...  # int64 [slots]: sampled, not yet in KV
 
 
 @dataclass(frozen=True)
@@ -43,15 +41,13 @@ class Committed:
 class BaseSpeculator(ABC):
     """Proposes drafts. It hears of every slot that it follows; of a slot it was not told of it knows nothing."""
 
-    needs_hidden = False  # does extend() want to be called?
+    needs_hidden = False  # does extend() read hidden states, so that every row of a slot must be there?
 
     @abstractmethod
     def add(self, slot: int, token_ids: Sequence[int]) -> None:
-        """A request enters an empty slot with these known tokens."""
-
-    @abstractmethod
-    def record(self, slot: int, token_ids: Sequence[int]) -> None:
-        """The slot has committed these tokens, the last of which is its bonus."""
+        """A request enters an empty slot. `token_ids` are those that lie in cached pages, and the one after them: the
+        others come as the successors of rows, in extend().
+        """
 
     @abstractmethod
     def release(self, slot: int) -> None:

@@ -12,7 +12,6 @@ from slipstream.errors import ConfigError
 from slipstream.hf_transformers.spec import DrafterSpec
 from slipstream.models.drafts.base import DraftModel, DraftOutput
 from slipstream.models.drafts.registry import DRAFT_MODELS
-from slipstream.models.tables import TABLES
 from slipstream.speculative.base import BaseSpeculator, Committed
 from slipstream.speculative.parts import LoadedDraft, SpeculatorParts
 
@@ -33,8 +32,7 @@ class DraftModelSpeculator(BaseSpeculator):
         self.check(draft.spec)
         self.state, self.target, self.device = parts.state, parts.target, parts.device
         self.model = self.load_draft_model(draft, parts.device)
-        layers = TABLES.get(draft.spec.architecture).attention_layers(draft.spec.config)
-        self.attention = draft.backend(layers, draft.caches)
+        self.attention = draft.backend(draft.layers, draft.caches)
         kept = (parts.num_slots, int(draft.spec.text_config["hidden_size"]))
         self._logits_hidden = torch.zeros(kept, dtype=parts.dtype, device=parts.device)
         self._feedback_hidden = torch.zeros(kept, dtype=parts.dtype, device=parts.device)
@@ -47,6 +45,7 @@ class DraftModelSpeculator(BaseSpeculator):
     def load_draft_model(self, draft: LoadedDraft, device: torch.device) -> DraftModel:
         """Build the model from its filled parameters."""
         model = DRAFT_MODELS.get(draft.spec.architecture)(draft.spec.config, draft.parameters, device)
+        require(draft.spec, norms=dict(model.norms))
         remaining = draft.parameters.remaining()
         assert not remaining, f"{draft.spec.architecture} left parameters unused: {remaining}"
         return model
@@ -54,9 +53,6 @@ class DraftModelSpeculator(BaseSpeculator):
     def add(self, slot: int, token_ids: Sequence[int]) -> None:
         """Nothing is known of the slot until extend()."""
         assert slot not in self._num_rows, f"slot {slot} is followed already"
-
-    def record(self, slot: int, token_ids: Sequence[int]) -> None:
-        """extend() brings the same tokens as successors."""
 
     def release(self, slot: int) -> None:
         self._num_rows.pop(slot, None)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from slipstream.attention.base import AttentionBackend
+from slipstream.attention.layer import AttentionLayer
 from slipstream.config.processes import WorkerDrafts
 from slipstream.hf_transformers.spec import DrafterSpec
 from slipstream.models.base import CausalLM
@@ -21,6 +22,7 @@ class LoadedDraft:
 
     spec: DrafterSpec
     parameters: Parameters  # filled; building the model takes them all
+    layers: Sequence[AttentionLayer]
     backend: type[AttentionBackend]
     caches: Sequence[Tensor]  # [num_pages, page_size, *cache_shape] for each of its layers: the target's page ids
 

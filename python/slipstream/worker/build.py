@@ -24,10 +24,10 @@ from slipstream.speculative.parts import LoadedDraft, SpeculatorParts
 from slipstream.speculative.registry import SPECULATORS
 from slipstream.weights.load import ReportProgress
 from slipstream.worker.device_state import DeviceState, rows_past_limit
-from slipstream.worker.drafting import Drafting
 from slipstream.worker.images import ImageStore
 from slipstream.worker.kv_pool import PoolLimits, PoolSize, allocate_caches, kv_bytes_per_token, size_pool
 from slipstream.worker.memory import device_memory
+from slipstream.worker.speculation import Speculation
 from slipstream.worker.threads import usable_cores
 from slipstream.worker.weight_plan import WeightPlan
 from slipstream.worker.worker import Worker
@@ -41,12 +41,12 @@ class _Model:
 
     layers: tuple[AttentionLayer, ...]
     weights: WeightPlan
+    dtype: torch.dtype  # of activations and KV
 
 
 def build_worker(config: WorkerConfig, spec: ModelSpec, draft: DrafterSpec | None, progress: ReportProgress) -> Worker:
     """Make room, read the weights and build everything. `progress` gets (done, total) tensors, of the target and then
-    of the draft. The draft has its own configuration, quantisation, attention and caches; it computes in the target's
-    dtype, whose hidden states it reads.
+    of the draft. The draft has its own configuration, dtype, quantisation, attention and caches.
 
     Raises ConfigError where an option cannot work here, CheckpointError where the weights do not fit the model.
     """
@@ -54,12 +54,16 @@ def build_worker(config: WorkerConfig, spec: ModelSpec, draft: DrafterSpec | Non
     device, dtype = _open_device(config.device), _DTYPES[config.dtype]
     backend = ATTENTION_BACKENDS.get(config.attention_backend)
     specs: list[CheckpointSpec] = [spec] if draft is None else [spec, draft]
-    models = [_Model(TABLES.get(each.architecture).attention_layers(each.config), WeightPlan(each)) for each in specs]
+    draft_dtype = _DTYPES[config.drafts.dtype or config.dtype] if config.drafts is not None else dtype
+    models = [
+        _Model(TABLES.get(each.architecture).attention_layers(each.config), WeightPlan(each), each_dtype)
+        for each, each_dtype in zip(specs, (dtype, draft_dtype), strict=False)
+    ]
     for model in models:
-        if problem := backend.supports(model.layers, dtype, device):
+        if problem := backend.supports(model.layers, model.dtype, device):
             raise ConfigError(f"--attention-backend {config.attention_backend} {problem}; choose another")
-    weight_bytes = sum(model.weights.resident_bytes(dtype, device) for model in models)
-    bytes_per_token = sum(kv_bytes_per_token(model.layers, dtype) for model in models)
+    weight_bytes = sum(model.weights.resident_bytes(model.dtype, device) for model in models)
+    bytes_per_token = sum(kv_bytes_per_token(model.layers, model.dtype) for model in models)
     pool = size_pool(_limits(config), bytes_per_token, weight_bytes, device_memory(device))
     state = DeviceState(
         config.max_running_requests,
@@ -69,17 +73,18 @@ def build_worker(config: WorkerConfig, spec: ModelSpec, draft: DrafterSpec | Non
         device,
         rows_past_limit(config.drafts),
     )
-    target = _load_target(spec, models[0], config, dtype, device, progress)
-    caches = [_allocate(model.layers, pool, config, dtype, device) for model in models]
+    target = _load_target(spec, models[0], config, device, progress)
+    caches = _allocate(models[0], pool, config, device)
     rejection = config.drafts is not None and config.drafts.rejection_sampling
     sampler = Sampler(config.max_running_requests, spec.vocab_size, device, rejection_sampling=rejection)
-    drafting = simulation = None
+    speculation = simulation = None
     if config.drafts is not None:
         simulation = Simulation.of(config.drafts.simulated_length, config.drafts.simulated_pattern)
         loaded = None
         if draft is not None:
-            parameters = models[1].weights.fill(dtype, device, config.random_seed, progress)
-            loaded = LoadedDraft(draft, parameters, backend, caches[1])
+            parameters = models[1].weights.fill(models[1].dtype, device, config.random_seed, progress)
+            draft_caches = _allocate(models[1], pool, config, device)
+            loaded = LoadedDraft(draft, parameters, models[1].layers, backend, draft_caches)
         parts = SpeculatorParts(
             drafts=config.drafts,
             state=state,
@@ -91,18 +96,17 @@ def build_worker(config: WorkerConfig, spec: ModelSpec, draft: DrafterSpec | Non
             dtype=dtype,
             draft=loaded,
         )
-        drafting = Drafting(SPECULATORS.get(config.drafts.algorithm)(parts))
-        assert loaded is None or not loaded.parameters.remaining(), loaded.parameters.remaining()
+        speculation = Speculation(SPECULATORS.get(config.drafts.algorithm)(parts))
     encoder = target.image_encoder
     return Worker(
         model=target,
-        attention=backend(models[0].layers, caches[0]),
-        caches=caches[0],
+        attention=backend(models[0].layers, caches),
+        caches=caches,
         state=state,
         sampler=sampler,
         verifier=Verifier(sampler, simulation),
         images=ImageStore(encoder, spec.images, device) if encoder and spec.images else None,
-        drafting=drafting,
+        speculation=speculation,
         vocab_size=spec.vocab_size,
         ready=WorkerReady(
             pool.num_pages,
@@ -123,20 +127,17 @@ def _limits(config: WorkerConfig) -> PoolLimits:
 
 
 def _load_target(
-    spec: ModelSpec, model: _Model, config: WorkerConfig, dtype: torch.dtype, device: torch.device,
-    progress: ReportProgress,
-) -> CausalLM:  # fmt: skip
-    parameters = model.weights.fill(dtype, device, config.random_seed, progress)
+    spec: ModelSpec, model: _Model, config: WorkerConfig, device: torch.device, progress: ReportProgress
+) -> CausalLM:
+    parameters = model.weights.fill(model.dtype, device, config.random_seed, progress)
     target = MODELS.get(spec.architecture)(spec.config, parameters, device)
     assert not parameters.remaining(), f"{spec.architecture} left parameters unused: {parameters.remaining()}"
     return target
 
 
-def _allocate(
-    layers: Sequence[AttentionLayer], pool: PoolSize, config: WorkerConfig, dtype: torch.dtype, device: torch.device
-) -> list[Tensor]:
+def _allocate(model: _Model, pool: PoolSize, config: WorkerConfig, device: torch.device) -> list[Tensor]:
     """Every cache of target and draft has the same pages under the same ids."""
-    return allocate_caches(layers, pool.num_pages, config.page_size, dtype, device)
+    return allocate_caches(model.layers, pool.num_pages, config.page_size, model.dtype, device)
 
 
 def _info(

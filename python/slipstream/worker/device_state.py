@@ -8,8 +8,7 @@ from torch import Tensor
 from slipstream.config.processes import WorkerDrafts
 
 # A plan already in flight may decode a request past its limit before the scheduler hears of its end. Those rows go to
-# the sink page, so the tables are a little wider than the context: without drafts by more than one row for each step in
-# flight.
+# the sink page, so the tables are a little wider than the context. Without drafts this is enough for 8 steps in flight.
 ROWS_PAST_LIMIT = 8
 
 
@@ -70,11 +69,12 @@ class DeviceState:
         self.committed_len_cpu[slot] = length
         self.committed_len[slot] = length
 
-    def commit(self, slots: Sequence[int], counts: Sequence[int], slots_device: Tensor, counts_device: Tensor) -> None:
-        """Each of `slots` has so many more tokens in KV. Both are given twice: on the host, and int64 on the device."""
+    def commit(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Each of `slots` has so many more tokens in KV."""
         for slot, count in zip(slots, counts, strict=True):
             self.committed_len_cpu[slot] += count
-        self.committed_len.index_add_(0, slots_device, counts_device)
+        of_slots, added = torch.tensor((slots, counts), device=self.committed_len.device).unbind(0)
+        self.committed_len.index_add_(0, of_slots, added)
 
     def release(self, slot: int) -> None:
         """Empty a slot. Its pages are the scheduler's to give out again."""

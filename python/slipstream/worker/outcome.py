@@ -1,8 +1,13 @@
 """What a slot gets from one step, as it is being put together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from slipstream.messages.sampling import Logprob
+from slipstream.sampling.candidates import Candidates
+from slipstream.sampling.verify import Accepted
 
 
 @dataclass
@@ -16,13 +21,50 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Run:
-    """The path that a decode slot has committed in one step: its bonus token of before and the accepted drafts.
+class Path:
+    """What a sampled slot has drawn in one step: the accepted nodes of its tree, and a token after each of them.
 
-    `rows` are theirs in the step; token_ids[i] follows the token of rows[i], the last is the new bonus token.
+    Of a chunk, and of a decode slot without drafts, there is only the root.
     """
 
     slot: int
-    start: int  # position of rows[0]
-    rows: list[int]
-    token_ids: list[int]
+    start: int  # position of the root
+    first_row: int  # of the root, among the sampled rows
+    nodes: list[int]  # from the root down
+    token_ids: list[int]  # token_ids[i] comes after nodes[i]; the last is the bonus token
+    num_drafts: int  # that were verified
+    is_finite: bool  # False: some logits on the path were no numbers, and the request cannot go on
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows of one slot that a step has made final, in the order of their positions; for the draft."""
+
+    slot: int
+    start: int  # position of the first row
+    rows: Sequence[int]  # of the step
+    successors: Tensor  # int64 [rows]: the token after each
+
+
+def paths_of(
+    slots: Sequence[int], first_positions: Sequence[int], candidates: Candidates, accepted: Accepted
+) -> list[Path]:
+    """One for each of `slots`, whose roots draw the tokens for `first_positions`. Waits for the device."""
+    counts, is_finite = accepted.num_tokens.tolist(), accepted.is_finite.tolist()
+    nodes, token_ids = accepted.nodes.tolist(), accepted.token_ids.tolist()
+    paths, first_row = [], 0
+    for index, (slot, num_drafts) in enumerate(zip(slots, candidates.num_drafts, strict=True)):
+        count = counts[index]
+        paths.append(
+            Path(
+                slot,
+                first_positions[index] - 1,
+                first_row,
+                nodes[index][:count],
+                token_ids[index][:count],
+                num_drafts,
+                is_finite[index],
+            )
+        )
+        first_row += 1 + num_drafts
+    return paths

@@ -6,8 +6,9 @@ from pathlib import Path
 # Multiply-adds of one layer below which a second thread does not pay. Every product of a layer ends in a barrier: while
 # another process has the core that the second thread waits for, the first one waits as well. Measured on two cores with
 # 7.7 M parameters in 16 layers, 16 rows (7.7 M a layer): 2 threads gain 10 % when nothing else runs and are 6 times
-# slower beside one busy process; and a server always has its other processes beside the worker.
-MIN_LAYER_WORK = 16_000_000
+# slower beside one busy process; 64 rows, 16 slots with 3 drafts each, are 7 times slower then. And a server always has
+# its other processes beside the worker.
+MIN_LAYER_WORK = 64_000_000
 
 
 def threads_for_step(num_rows: int, parameters_per_layer: int, num_cores: int) -> int:

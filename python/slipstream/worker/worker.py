@@ -21,9 +21,9 @@ from slipstream.sampling.sampler import Sampler
 from slipstream.sampling.verifier import Verifier
 from slipstream.worker.batch import Batch, build_batch, last_row_of_each, scored_rows
 from slipstream.worker.device_state import DeviceState
-from slipstream.worker.drafting import Drafting
 from slipstream.worker.images import ImageStore
-from slipstream.worker.outcome import Outcome, Run
+from slipstream.worker.outcome import Outcome, Path, Run, paths_of
+from slipstream.worker.speculation import Speculation
 from slipstream.worker.threads import threads_for_step
 
 NOT_FINITE = (
@@ -53,7 +53,7 @@ class Worker:
         sampler: Sampler,
         verifier: Verifier,
         images: ImageStore | None,
-        drafting: Drafting | None,
+        speculation: Speculation | None,
         vocab_size: int,
         ready: WorkerReady,
         parameters_per_layer: int,
@@ -69,7 +69,7 @@ class Worker:
         self._sampler = sampler
         self._verifier = verifier
         self._images = images  # None: the model takes text only
-        self._drafting = drafting  # None: no speculation
+        self._speculation = speculation  # None: nothing is drafted
         self._vocab_size = vocab_size
         self._requests: dict[int, _Request] = {}
         self._errors: dict[int, str] = {}  # slots whose request cannot go on, until they are released
@@ -97,15 +97,15 @@ class Worker:
             self._verifier.release(slot)
             if self._images is not None:
                 self._images.release(slot)
-            if self._drafting is not None:
-                self._drafting.release(slot)
+            if self._speculation is not None:
+                self._speculation.release(slot)
             self._requests.pop(slot, None)
             self._errors.pop(slot, None)
         for new in plan.new:
             self._add(new)
-        if self._drafting is not None:
+        if self._speculation is not None:
             for slot in plan.cold:
-                self._drafting.release(slot)
+                self._speculation.release(slot)
         for slot, pages in plan.pages:
             if slot not in self._errors:
                 self._state.append_pages(slot, pages)
@@ -124,8 +124,8 @@ class Worker:
             self._errors[new.slot] = str(error)
             return
         self._verifier.add(new.slot, new.sampling)
-        if self._drafting is not None:
-            self._drafting.add(new)
+        if self._speculation is not None:
+            self._speculation.add(new)
 
     def _add_images(self, new: NewRequest) -> None:
         if self._images is None:
@@ -134,10 +134,10 @@ class Worker:
 
     def _propose(self, decode: Sequence[int], depths: dict[int, int]) -> Candidates:
         """The drafts that this step verifies."""
-        if self._drafting is None or not depths:
+        if self._speculation is None or not depths:
             return Candidates.none(len(decode), self._state.bonus.device)
         self._set_threads(len(decode))
-        return self._drafting.propose(decode, depths)
+        return self._speculation.propose(decode, depths)
 
     def _compute(
         self, batch: Batch, decode: Sequence[int], chunks: Sequence[PrefillChunk], outcomes: dict[int, Outcome]
@@ -156,33 +156,14 @@ class Worker:
             state.set_committed_len(chunk.slot, chunk.start + chunk.length)
             self._score_prompt(chunk, hidden[last_row + 1 - chunk.length : last_row + 1], outcomes[chunk.slot])
         self._check_chunks(batch.num_decode_rows, chunks, hidden)
-        runs = self._sample(batch, len(decode), hidden, outcomes)
-        if self._drafting is not None:
-            self._draft_follows(batch, chunks, runs, hidden, outcomes)
+        paths = self._sample(batch, hidden, outcomes) if batch.sampled_slots else []
+        self._commit(paths[: len(decode)], batch.candidates.is_chain)
+        if self._speculation is not None:
+            self._extend_draft(self._speculation, batch, paths, chunks, hidden)
         if self._images is not None:
             for chunk in chunks:
                 if chunk.last:
                     self._images.release(chunk.slot)
-
-    def _draft_follows(
-        self,
-        batch: Batch,
-        chunks: Sequence[PrefillChunk],
-        runs: Sequence[Run],
-        hidden: Tensor,
-        outcomes: dict[int, Outcome],
-    ) -> None:
-        assert self._drafting is not None
-        first_tokens = {chunk.slot: outcomes[chunk.slot].token_ids for chunk in chunks if chunk.last}
-        self._drafting.take(
-            runs,
-            chunks,
-            batch.num_decode_rows,
-            self._state.prompts,
-            {slot: token_ids[0] for slot, token_ids in first_tokens.items() if token_ids},
-            hidden,
-            lambda num_before, kept: self._image_rows(num_before, kept, ahead=1),
-        )
 
     def _check_chunks(self, num_decode_rows: int, chunks: Sequence[PrefillChunk], hidden: Tensor) -> None:
         """End requests whose chunk was computed to nonsense, before its pages are shared.
@@ -209,87 +190,117 @@ class Worker:
         if self._num_cores:
             torch.set_num_threads(threads_for_step(num_rows, self._parameters_per_layer, self._num_cores))
 
-    def _sample(self, batch: Batch, num_decode: int, hidden: Tensor, outcomes: dict[int, Outcome]) -> list[Run]:
-        """Verify the drafts and draw the next token of each sampled slot; returns what the decode slots committed.
+    def _sample(self, batch: Batch, hidden: Tensor, outcomes: dict[int, Outcome]) -> list[Path]:
+        """Verify the drafts and draw the next token of each sampled slot; returns the paths of those that go on.
 
         A slot on whose path the logits are not finite ends its own request only.
         """
-        slots = batch.sampled_slots
-        if not slots:
-            return []
         if len(batch.sampled_rows) != hidden.shape[0]:
             hidden = hidden.index_select(0, torch.tensor(batch.sampled_rows, device=hidden.device))
         logits = self._model.compute_logits(hidden)
-        asked = [index for index, slot in enumerate(slots) if self._requests[slot].sampling.top_logprobs is not None]
-        raw = logits.clone() if asked else logits  # sampling changes the logits
-        accepted = self._verifier.verify(logits, slots, batch.first_positions, batch.candidates)
-        counts, finite = accepted.num_tokens.tolist(), accepted.is_finite.tolist()
-        runs = accepted.token_ids.tolist()
-        for index, slot in enumerate(slots):
-            if finite[index]:
-                outcomes[slot].token_ids = runs[index][: counts[index]]
-                outcomes[slot].num_drafts = batch.candidates.num_drafts[index]
+        raw = self._raw_logits(logits, batch)
+        accepted = self._verifier.verify(logits, batch.sampled_slots, batch.first_positions, batch.candidates)
+        slots = torch.tensor(batch.sampled_slots, device=logits.device)
+        self._state.bonus.index_copy_(0, slots, accepted.bonus)
+        paths = paths_of(batch.sampled_slots, batch.first_positions, batch.candidates, accepted)
+        for path in paths:
+            if path.is_finite:
+                outcomes[path.slot].token_ids, outcomes[path.slot].num_drafts = path.token_ids, path.num_drafts
             else:
-                self._errors[slot] = NOT_FINITE
-        slots_device = torch.tensor(slots, device=logits.device)
-        bonus = accepted.token_ids.gather(1, accepted.num_tokens[:, None] - 1)[:, 0]
-        self._state.bonus.index_copy_(0, slots_device, bonus)
-        nodes = accepted.nodes.tolist()
-        if num_decode:
-            if not batch.candidates.is_chain:
-                self._move_accepted(slots[:num_decode], nodes, counts)
-            self._state.commit(
-                slots[:num_decode], counts[:num_decode], slots_device[:num_decode], accepted.num_tokens[:num_decode]
+                self._errors[path.slot] = NOT_FINITE
+        paths = [path for path in paths if path.is_finite]
+        self._take_logprobs(raw, [path for path in paths if path.slot in raw], outcomes)
+        if self._sampler.uses_paths(batch.sampled_slots):
+            drawn = [(path.slot, token_id) for path in paths for token_id in path.token_ids]
+            self._sampler.record(
+                [slot for slot, _ in drawn], torch.tensor([token for _, token in drawn], device=logits.device)
             )
-        committed = [(slot, token_id) for slot in slots for token_id in outcomes[slot].token_ids]
-        if committed:
-            of_slots, token_ids = zip(*committed, strict=True)
-            self._sampler.record(of_slots, torch.tensor(token_ids, device=logits.device))
-        rows = _rows_of_runs(batch.candidates, nodes, counts)
-        self._take_logprobs(raw, slots, [index for index in asked if finite[index]], rows, outcomes)
-        return [
-            Run(slot, batch.first_positions[index] - 1, rows[index], outcomes[slot].token_ids)
-            for index, slot in enumerate(slots[:num_decode])
-            if finite[index]
-        ]
+        return paths
 
-    def _move_accepted(self, slots: Sequence[int], nodes: Sequence[Sequence[int]], counts: Sequence[int]) -> None:
-        """KV of an accepted path lies where its nodes are in the tree; from now on one row after the other."""
+    def _raw_logits(self, logits: Tensor, batch: Batch) -> dict[int, Tensor]:
+        """slot -> [nodes, vocab], the logits of a slot that wants logprobs before sampling changes them."""
+        raw, first_row = {}, 0
+        for slot, num_drafts in zip(batch.sampled_slots, batch.candidates.num_drafts, strict=True):
+            if self._requests[slot].sampling.top_logprobs is not None:
+                raw[slot] = logits[first_row : first_row + 1 + num_drafts].clone()
+            first_row += 1 + num_drafts
+        return raw
+
+    def _take_logprobs(self, raw: dict[int, Tensor], paths: Sequence[Path], outcomes: dict[int, Outcome]) -> None:
+        """Of every token of `paths`, whose slots are in `raw`."""
+        if not paths:
+            return
+        logits = torch.cat([raw[path.slot][path.nodes] for path in paths])
+        token_ids = torch.tensor([token_id for path in paths for token_id in path.token_ids], device=logits.device)
+        top = [self._requests[path.slot].sampling.top_logprobs for path in paths for _ in path.nodes]
+        found = [logprob for logprob in gather_logprobs(logits, token_ids, top) if logprob]
+        for path in paths:
+            count = len(path.nodes)
+            outcomes[path.slot].logprobs, found = found[:count], found[count:]
+
+    def _commit(self, paths: Sequence[Path], is_chain: bool) -> None:
+        """Decode slots have gone these ways. KV of a way through a tree is moved to where its tokens stand."""
+        if not paths:
+            return
+        state, slots = self._state, [path.slot for path in paths]
+        if not is_chain:
+            self._move_accepted(paths)
+        state.commit(slots, [len(path.nodes) for path in paths])
+
+    def _move_accepted(self, paths: Sequence[Path]) -> None:
         moves = [
-            (slot, self._state.committed_len_cpu[slot] + node, self._state.committed_len_cpu[slot] + level)
-            for slot, path, count in zip(slots, nodes, counts, strict=False)
-            for level, node in enumerate(path[:count])
+            (path.slot, path.start + node, path.start + level)
+            for path in paths
+            for level, node in enumerate(path.nodes)
             if node != level
         ]
         if not moves:
             return
-        of_slots, source, target = torch.tensor(moves, device=self._state.bonus.device).unbind(1)
+        slots, source, target = torch.tensor(moves, device=self._state.bonus.device).unbind(1)
         tables, page_size = self._state.page_tables, self._state.page_size
-        move_rows(
-            self._row_stores,
-            locate(tables, of_slots, source, page_size),
-            locate(tables, of_slots, target, page_size),
-        )
+        move_rows(self._row_stores, locate(tables, slots, source, page_size), locate(tables, slots, target, page_size))
 
-    def _take_logprobs(
+    def _extend_draft(
         self,
-        raw: Tensor,
-        slots: Sequence[int],
-        asked: Sequence[int],
-        rows: Sequence[Sequence[int]],
-        outcomes: dict[int, Outcome],
+        speculation: Speculation,
+        batch: Batch,
+        paths: Sequence[Path],
+        chunks: Sequence[PrefillChunk],
+        hidden: Tensor,
     ) -> None:
-        """Of every committed token of the slots number `asked`, from the target's logits `raw` [rows, vocab]."""
-        if not asked:
-            return
-        wanted = [row for index in asked for row in rows[index]]
-        token_ids = [token_id for index in asked for token_id in outcomes[slots[index]].token_ids]
-        top = [self._requests[slots[index]].sampling.top_logprobs for index in asked for _ in rows[index]]
-        found = gather_logprobs(raw[wanted], torch.tensor(token_ids, device=raw.device), top)
-        logprobs = [logprob for logprob in found if logprob]
-        for index in asked:
-            count = len(rows[index])
-            outcomes[slots[index]].logprobs, logprobs = logprobs[:count], logprobs[count:]
+        """Tell the speculator what has become final of the slots that it follows."""
+        decode_slots = set(batch.sampled_slots) - {chunk.slot for chunk in chunks}
+        device = hidden.device
+        runs = [
+            Run(
+                path.slot,
+                path.start,
+                [path.first_row + node for node in path.nodes],
+                torch.tensor(path.token_ids, device=device),
+            )
+            for path in paths
+            if path.slot in decode_slots and speculation.follows(path.slot)
+        ]
+        num_decode, num_rows = len(runs), sum(len(run.rows) for run in runs)
+        drawn = {path.slot: path.token_ids for path in paths}
+        kept = []
+        for chunk, last_row in zip(chunks, last_row_of_each(batch.num_decode_rows, chunks), strict=True):
+            if speculation.follows(chunk.slot) and chunk.slot not in self._errors:
+                kept.append(chunk)
+                known = self._state.prompts[chunk.slot][chunk.start + 1 : chunk.start + chunk.length + 1]
+                after = torch.tensor(drawn[chunk.slot], device=device) if chunk.last else known[:0]
+                runs.append(
+                    Run(
+                        chunk.slot,
+                        chunk.start,
+                        range(last_row + 1 - chunk.length, last_row + 1),
+                        torch.cat((known, after)),
+                    )
+                )
+        if runs:
+            images = self._image_rows(num_rows, kept, ahead=1)
+            self._set_threads(num_rows + sum(chunk.length for chunk in kept))
+            speculation.extend(runs, num_decode, hidden, images)
 
     def _score_prompt(self, chunk: PrefillChunk, hidden: Tensor, outcome: Outcome) -> None:
         """Logprobs of prompt tokens from a chunk's rows `hidden` [length, D], the head in blocks of bounded size."""
@@ -314,12 +325,3 @@ class Worker:
         return SlotResult(
             slot, outcome.token_ids, outcome.logprobs, outcome.prompt_logprobs, num_drafts=outcome.num_drafts
         )
-
-
-def _rows_of_runs(candidates: Candidates, nodes: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
-    """For each slot the sampled rows of its accepted path, where every slot has a row for each node of its tree."""
-    rows, first = [], 0
-    for path, count, num_drafts in zip(nodes, counts, candidates.num_drafts, strict=True):
-        rows.append([first + node for node in path[:count]])
-        first += 1 + num_drafts
-    return rows

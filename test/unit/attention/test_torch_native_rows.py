@@ -18,6 +18,7 @@ from slipstream.attention.base import Layout, Tree
 from slipstream.attention.gather import GatherPlanner
 from slipstream.attention.layer import AttentionLayer
 from slipstream.attention.paging import make_layout
+from slipstream.attention.spans import has_one_row_each
 from slipstream.attention.torch_native import TorchNativeAttention
 
 GQA = AttentionLayer(num_heads=6, num_kv_heads=2, head_dim=8, scale=0.3)
@@ -263,7 +264,7 @@ def test_row_counts_do_not_multiply_calls() -> None:
 
     def plan(num_rows: Sequence[int]) -> gather.Gather:
         layout = Step([chain(20, count) for count in num_rows], 4, torch.float32).layout(as_tree=False)
-        return planner.plan(layout, None, heads_per_kv=3)
+        return planner.plan(layout, None, heads_per_kv=3, one_row_each=has_one_row_each(layout))
 
     (ragged,) = plan([4, 1, 3, 2]).decode
     assert (ragged.size, ragged.num_rows) == (4, 4)
@@ -276,7 +277,7 @@ def test_row_counts_do_not_multiply_calls() -> None:
 def test_masks_of_decode_requests_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "_MAX_MASK_ELEMENTS", 700)
     layout = Step([chain(20, 4), chain(18, 2), chain(16, 4), chain(60, 6)], 4, torch.float32).layout(as_tree=False)
-    planned = GatherPlanner(4, torch.float32, torch.device("cpu")).plan(layout, None, heads_per_kv=3)
+    planned = GatherPlanner(4, torch.float32, torch.device("cpu")).plan(layout, None, heads_per_kv=3, one_row_each=False)
     masks = [group.mask for group in planned.decode] + [block.mask for block in planned.chunks]
     assert all(mask is not None and mask.numel() <= 700 for mask in masks)
     assert sum(group.size for group in planned.decode) + len(planned.chunks) == 4

@@ -66,6 +66,29 @@ def test_limits_hold_for_options_made_in_python_too(changes: dict[str, object], 
         check_fields(LaunchOptions(**changes))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"port": "8000"}, "--port is '8000'; it must be a whole number"),
+        ({"port": True}, "--port is True; it must be a whole number"),
+        ({"speculative_num_steps": 3.5}, "--speculative-num-steps is 3.5; it must be a whole number or 'auto'"),
+        ({"speculative_num_draft_tokens": None}, "--speculative-num-draft-tokens is None; it must be a whole number"),
+        ({"simulate_acceptance_length": "2"}, "--simulate-acceptance-length is '2'; it must be a number"),
+        ({"simulate_acceptance_pattern": [1, 2]}, r"--simulate-acceptance-pattern is \[1, 2\]; it must be a text"),
+        ({"speculative_algorithm": None}, "--speculative-algorithm is None; it must be a text"),
+        ({"speculative_use_rejection_sampling": "yes"}, "is 'yes'; it must be True or False"),
+        ({"disable_radix_cache": 1}, "--disable-radix-cache is 1; it must be True or False"),
+    ],
+)
+def test_options_made_in_python_must_be_of_the_right_kind(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        check_fields(LaunchOptions(**changes))  # type: ignore[arg-type]
+
+
+def test_a_whole_number_is_a_number_and_unset_options_may_stay_unset() -> None:
+    check_fields(LaunchOptions(watchdog_timeout_s=3, simulate_acceptance_length=None, max_total_tokens="auto"))
+
+
 def test_flags_of_the_server_alone_can_be_left_out() -> None:
     parser = FlagParser()
     add_flags(parser, LaunchOptions, server=False)

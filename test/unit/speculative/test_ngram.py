@@ -1,17 +1,15 @@
 """Prompt lookup equals a search through the whole text."""
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
 
 from slipstream.config.drafting import DraftShape
 from slipstream.config.processes import WorkerDrafts
-from slipstream.errors import ConfigError
 from slipstream.models.base import CausalLM
 from slipstream.sampling.sampler import Sampler
-from slipstream.speculative.base import SlotState
+from slipstream.speculative.base import Committed, SlotState
 from slipstream.speculative.ngram import NgramSpeculator
 from slipstream.speculative.ngram_index import NgramIndex
 from slipstream.speculative.parts import SpeculatorParts
@@ -31,6 +29,16 @@ def speculator(drafts: WorkerDrafts = DRAFTS) -> NgramSpeculator:
     target: CausalLM = unused[1]  # type: ignore[assignment]
     sampler = Sampler(4, VOCAB_SIZE, CPU)
     return NgramSpeculator(SpeculatorParts(drafts, state, sampler, target, 4, VOCAB_SIZE, CPU, torch.float32))
+
+
+def extend(lookup: NgramSpeculator, successors: dict[int, list[int]]) -> None:
+    """Each slot has got rows with these successors."""
+    tokens = [token for added in successors.values() for token in added]
+    counts = tuple(len(added) for added in successors.values())
+    hidden = torch.zeros(len(tokens), 1)
+    lookup.extend(
+        Committed(tuple(successors), (0,) * len(counts), counts, len(counts), torch.tensor(tokens), None, hidden)
+    )
 
 
 def search(text: list[int], shortest: int, longest: int, count: int) -> list[int]:
@@ -64,8 +72,7 @@ def test_ragged_depths_and_slots_without_a_match() -> None:
     lookup.add(0, [1, 2, 3, 4, 5, 6, 1])
     lookup.add(2, [7, 8, 9])
     lookup.add(3, [4, 4, 4])
-    lookup.record(0, [2])
-    lookup.record(2, [10])
+    extend(lookup, {0: [2], 2: [10]})
     candidates = lookup.propose([3, 1, 2, 0], [4, 0, 3, 2])
     assert candidates.num_drafts == (4, 0, 0, 2)
     assert candidates.token_ids.shape == candidates.parents.shape == (4, 4)
@@ -92,26 +99,3 @@ def test_a_released_slot_forgets_its_text() -> None:
     lookup.release(1)
     lookup.add(1, [1, 2])
     assert lookup.propose([1], [1]).num_drafts == (0,)
-
-
-def test_rejection_sampling_takes_a_draft_for_certain() -> None:
-    lookup = speculator(replace(DRAFTS, rejection_sampling=True))
-    lookup.add(0, [1, 2, 3, 1, 2])
-    candidates = lookup.propose([0], [3])
-    assert candidates.draft_probs is not None
-    assert candidates.draft_probs.shape == (1, 3, VOCAB_SIZE)
-    assert candidates.draft_probs.nonzero().tolist() == [[0, 0, 3], [0, 1, 1], [0, 2, 2]]
-    assert candidates.draft_probs.sum() == 3.0
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"shape": DraftShape(3, 2, 5)}, "n-gram drafts are chains; use --speculative-eagle-topk 1"),
-        ({"ngram_min": 0}, "min is 0 and max is 3"),
-        ({"ngram_min": 4}, "min is 4 and max is 3"),
-    ],
-)
-def test_what_cannot_be_looked_up_is_refused(changes: dict[str, object], problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem):
-        speculator(replace(DRAFTS, **changes))  # type: ignore[arg-type]

@@ -22,6 +22,11 @@ class DraftOutput:
 class DraftModel(Protocol):
     """A small decoder beside a target. `config` is DrafterSpec.config; nothing of the target's is read or changed."""
 
+    @property
+    def norms(self) -> Mapping[str, bool]:
+        """The norms that it has, as DrafterSpec.norms names them: a draft that wants others is not for this class."""
+        ...
+
     def __init__(self, config: Mapping[str, Any], parameters: Parameters, device: torch.device) -> None:
         """`parameters` are those of the draft architecture's ModelTables."""
 

@@ -1,6 +1,7 @@
 """Mistral's EAGLE draft for a dense target (Medium 3.5): its own few layers behind a fusion of two vectors."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +24,15 @@ class MistralForCausalLMEagle:
     """
 
     decoder_class: type[Decoder] = Decoder
+    norms: Mapping[str, bool] = MappingProxyType(
+        {
+            "embedding_norm": False,
+            "hidden_norm": False,
+            "first_attention_norm": True,
+            "final_norm": True,
+            "feedback_normed": True,
+        }
+    )
 
     def __init__(self, config: Mapping[str, Any], parameters: Parameters, device: torch.device) -> None:
         self.dtype = parameters.dtype

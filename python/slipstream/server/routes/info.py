@@ -12,7 +12,6 @@ from slipstream.config.options import LaunchOptions
 from slipstream.messages.to_tokenizer import Counters, SchedulerStatus
 from slipstream.server.context import Context
 from slipstream.server.error_body import JSONResponse
-from slipstream.server.formats.speculation import acceptance_length
 from slipstream.server.state import num_tokens_limit
 
 HIDDEN = "***"
@@ -66,7 +65,7 @@ def describe_speculation(algorithm: str | None, status: SchedulerStatus | None) 
     return {
         "algorithm": algorithm,
         "num_steps_now": status.draft_depth if status is not None else None,
-        "avg_accept_length": acceptance_length(counters.num_drafts, counters.num_accepted_tokens),
+        "avg_accept_length": counters.acceptance_length,
         "num_drafts": counters.num_drafts,
         "num_draft_tokens": counters.num_draft_tokens,
         "num_accepted_tokens": counters.num_accepted_tokens,

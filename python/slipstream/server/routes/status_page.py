@@ -8,7 +8,6 @@ from starlette.responses import HTMLResponse, Response
 
 from slipstream.messages.to_tokenizer import SchedulerStatus
 from slipstream.server.context import Context
-from slipstream.server.formats.speculation import acceptance_length
 from slipstream.server.state import health
 
 PAGE = """<!doctype html>
@@ -45,7 +44,7 @@ async def status_page(request: Request, context: Context) -> Response:
 
 
 def _speculation(algorithm: str, status: SchedulerStatus) -> str:
-    length = acceptance_length(status.counters.num_drafts, status.counters.num_accepted_tokens)
+    length = status.counters.acceptance_length
     said = "nothing drafted yet" if length is None else f"{length:.2f} tokens in a verify step so far"
     return f"{algorithm}, at most {status.draft_depth or 0} drafts in a row now, {said}"
 

@@ -45,7 +45,9 @@ class NativeSampling(SharedSampling):
     temperature: WideTemperature = 1.0
     sampling_seed: Seed | None = None
     n: Choices = 1
-    accept_cap: MaxDraftTokens | None = None  # for measuring: no more drafts of a step are accepted; answers stay exact
+    # For measuring: no more drafts of a step are accepted. The answer stays the same by the default rule; by rejection
+    # sampling only its distribution does; with simulated acceptance nothing of it is right, capped or not.
+    accept_cap: MaxDraftTokens | None = None
 
     def to_params(
         self,

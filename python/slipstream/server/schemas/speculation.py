@@ -10,7 +10,7 @@ class Speculation(Schema):
     """Fields of a request's body, on every route that generates. They limit what the server would do."""
 
     speculative: bool | None = None
-    max_draft_tokens: MaxDraftTokens | None = None  # in one step; 0 is speculative: false
+    max_draft_tokens: MaxDraftTokens | None = None  # in one step, of a tree all its nodes; 0 is speculative: false
 
     def draft_limit(self, config: ServerConfig) -> int | None:
         """SamplingParams.max_draft_tokens. Raises RequestError for what contradicts itself or asks for too much."""
