@@ -4,7 +4,8 @@
     python scripts/lossless.py --log FILE       keep the outcome of every cell in FILE, and skip those it has already
     python scripts/lossless.py --list           the cells, without running them
 
-A cell runs its prompts twice on one engine: with an empty prefix cache, and then with what the first run left there. In
+A cell runs its prompts twice on one engine: with an empty prefix cache, and then with what the first run left there.
+Its prompts take turns in how many drafts of a step are accepted at most: as many as are right, 0, 1, ... up to K. In
 half of the cells other requests are aborted at random moments meanwhile, and the KV pool is so small that requests are
 preempted. What is compared with was answered by an engine without a draft, with other page and chunk sizes.
 """
@@ -45,14 +46,13 @@ SOURCES = ("textwrap", "json.decoder", "heapq", "bisect", "shlex")
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to serve. `cap`: drafts accepted in one step at most, None: as the target decides."""
+    """One way to serve."""
 
     pair: str
     depth: int
     topk: int
     page_size: int
     chunk: int
-    cap: int | None
     batch: int
     sampled: bool
     disturbed: bool
@@ -61,7 +61,7 @@ class Cell:
     def name(self) -> str:
         shape = "chain" if self.topk == 1 else f"tree of {self.topk}"
         return (
-            f"{self.pair}, K {self.depth} {shape}, page {self.page_size}, chunk {self.chunk}, cap {self.cap}, "
+            f"{self.pair}, K {self.depth} {shape}, page {self.page_size}, chunk {self.chunk}, "
             f"batch {self.batch}, {'sampled' if self.sampled else 'greedy'}{', disturbed' if self.disturbed else ''}"
         )
 
@@ -79,14 +79,18 @@ class Mismatch:
 
 
 def table(pairs: Sequence[str] = ("embedded",)) -> list[Cell]:
-    """Pair x K x chain or tree x page size x chunk size x cap x batch x sampling; half of the cells are disturbed."""
-    cells = []
-    for pair, depth, topk, page_size, chunk, batch, sampled in itertools.product(
-        pairs, (1, 3, 5), (1, 3), (1, 16), (16, 512), (1, 16), (False, True)
-    ):
-        for cap in (*range(depth), None):
-            cells.append(Cell(pair, depth, topk, page_size, chunk, cap, batch, sampled, len(cells) % 2 == 1))
-    return cells
+    """Pair x K x chain or tree x page size x chunk size x batch x sampling; half of the cells are disturbed."""
+    values = itertools.product(pairs, (1, 3, 5), (1, 3), (1, 16), (16, 512), (1, 16), (False, True))
+    return [Cell(*value, disturbed=index.bit_count() % 2 == 1) for index, value in enumerate(values)]
+
+
+def cap(index: int, depth: int) -> int | None:
+    """Most drafts of a step that are accepted for prompt `index`; None: as many as are right.
+
+    >>> [cap(index, depth=1) for index in range(4)]
+    [None, 0, 1, None]
+    """
+    return (None, *range(depth + 1))[index % (depth + 2)]
 
 
 def pairwise_cover(cells: Sequence[Cell], seed: int, limit: int) -> list[Cell]:
@@ -177,6 +181,7 @@ def run_cell(
             with _aborted_requests(engine, prompts) if cell.disturbed else contextlib.nullcontext():
                 answers = _answers(engine, cell, prompts)
             for index, (answer, wanted) in enumerate(zip(answers, expected, strict=True)):
+                _check_cap(answer, cap(index, cell.depth))
                 if answer.token_ids != wanted:
                     position = _first_difference(answer.token_ids, wanted)
                     mismatches.append(Mismatch(cell, index, was_cached, position, wanted, answer.token_ids))
@@ -184,6 +189,12 @@ def run_cell(
                     drafted += answer.drafts.num_verify
                     accepted += answer.drafts.num_accepted
     return mismatches, 1 + accepted / drafted if drafted else 1.0
+
+
+def _check_cap(answer: Any, most: int | None) -> None:
+    """A cell in which caps did nothing would prove less than it says."""
+    if answer.drafts is not None and most is not None and any(answer.drafts.accepted[most + 1 :]):
+        raise AssertionError(f"a cap of {most}, but accepted were {answer.drafts.accepted}")
 
 
 def _options(cell: Cell, draft: str | None) -> dict[str, Any]:
@@ -209,8 +220,8 @@ def _options(cell: Cell, draft: str | None) -> dict[str, Any]:
 def _answers(engine: Any, cell: Cell, prompts: Sequence[Prompt]) -> list[Any]:
     def answer(index: int) -> Any:
         values = sampling(index, cell.sampled)
-        if cell.cap is not None:
-            values["accept_cap"] = cell.cap
+        if (most := cap(index, cell.depth)) is not None:
+            values["accept_cap"] = most
         return engine.generate(prompts[index], values)[0]
 
     with ThreadPoolExecutor(cell.batch) as pool:

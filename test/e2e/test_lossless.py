@@ -88,10 +88,7 @@ def test_on_equals_off(cell: Any, pairs: dict[str, Pair], expected: Any) -> None
         cell, pair.prompts, expected(cell.pair, cell.sampled), pair.target, pair.draft
     )
     assert mismatches == []
-    if cell.cap is not None:
-        assert length <= cell.cap + 1
-    if cell.cap != 0:
-        assert length > 1.05, "hardly any draft was accepted: nothing was tested"
+    assert length > 1.05, "hardly any draft was accepted: nothing was tested"
 
 
 def test_the_cover_has_every_pair_of_values() -> None:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -37,15 +37,26 @@ def spec_fields(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in answer["meta_info"].items() if name.startswith("spec_")}
 
 
-def counters(http: httpx.Client, prefix: str) -> dict[str, float]:
-    """What is counted, once the heartbeat that tells of the last step has come."""
-    time.sleep(1.2)
-    lines = re.findall(rf"^{prefix}spec_decode_(\S+) (\S+)$", http.get("/metrics").text, re.MULTILINE)
-    return {name: float(value) for name, value in lines}
+def counters(http: httpx.Client, is_there: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+    """What is counted by slipstream, once a status has come with which it `is_there`; vLLM's names say the same."""
+    for _ in range(100):
+        text = http.get("/metrics").text
+        ours, theirs = (
+            {
+                name: float(value)
+                for name, value in re.findall(rf"^{prefix}spec_decode_(\S+) (\S+)$", text, re.MULTILINE)
+            }
+            for prefix in ("slipstream_", "vllm:")
+        )
+        assert ours == theirs
+        if is_there(ours):
+            return ours
+        time.sleep(0.05)
+    raise AssertionError(f"after 5 s: {ours}")
 
 
 def test_counters_are_the_sum_of_what_answers_say(drafting: httpx.Client) -> None:
-    before = {prefix: counters(drafting, prefix) for prefix in ("slipstream_", "vllm:")}
+    before = counters(drafting, lambda found: 'num_accepted_tokens_per_pos_total{position="0"}' in found)
     answers = generate(drafting, [*PROMPTS])
     metas = [answer["meta_info"] for answer in answers]
     histogram = [sum(steps) for steps in zip(*(meta["spec_correct_drafts_histogram"] for meta in metas), strict=True)]
@@ -57,9 +68,7 @@ def test_counters_are_the_sum_of_what_answers_say(drafting: httpx.Client) -> Non
     }
     for position in range(5):
         expected[f'num_accepted_tokens_per_pos_total{{position="{position}"}}'] = sum(histogram[position + 1 :])
-    for prefix, start in before.items():
-        now = counters(drafting, prefix)
-        assert {name: now[name] - start[name] for name in now} == expected
+    counters(drafting, lambda now: {name: now[name] - before[name] for name in now} == expected)
     for meta in metas:
         histogram = meta["spec_correct_drafts_histogram"]
         assert sum(histogram) == meta["spec_verify_ct"]

@@ -6,17 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import torch
 
 from slipstream.worker import build
+from support.one_thread import one_thread
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
     """For engines and models made within."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "usable_cores", lambda: 1)
         yield
-    torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ from slipstream.config.options import LaunchOptions
 from slipstream.config.resolve import GPU_MEM_FRACTION, check_context_length
 from slipstream.errors import ConfigError
 from slipstream.launch.fit import fit
-from slipstream.launch.look import Look, look_at_draft, look_at_target
+from slipstream.launch.look import Look, draft_path, look_at_draft, look_at_target
 from slipstream.launch.report import describe, nothing_known, sizes
 from slipstream.models.match import Match
 
@@ -64,8 +64,8 @@ def parts(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check(options: argparse.Namespace) -> dict[str, Any]:
-    """{"target": facts, "draft": facts (where one is named), "fit": rows, "not_shared": why some have no row}, each
-    checkpoint with `problems`.
+    """{"target": facts, "draft": facts (where one is named or ships with the target), "fit": rows, "not_shared": why
+    some have no row}, each checkpoint with `problems`.
 
     There are rows where nothing is wrong: sizes of damaged files would mislead.
     """
@@ -82,9 +82,9 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _look(options: LaunchOptions) -> dict[str, Look]:
-    """At the target, and at the draft if one is named."""
+    """At the target, and at the draft that is named or ships with it."""
     looks = {"target": look_at_target(options, needs_tokenizer=False)}
-    path = options.speculative_draft_model_path
+    path = draft_path(options)
     if path is not None:
         looks["draft"] = look_at_draft(path, options, looks["target"].spec)
     elif options.speculative_draft_model_revision is not None or options.speculative_draft_load_format != AUTO:

@@ -28,12 +28,14 @@ def flag(
     secret: bool = False,
     server_only: bool = False,
     alias: str = "",
+    bare: str | None = None,
     read: Callable[[str], str] | None = None,
 ) -> Any:
     """A dataclass field that is also the flag `--field-name`, and `alias` where that is another name of it.
 
     `choices` limits a string; `minimum` and `maximum` (inclusive) limit a number; a `secret` is never printed;
-    a `server_only` one means nothing to the offline Engine, which refuses it. `read` stands in for the comparison with
+    a `server_only` one means nothing to the offline Engine, which refuses it. The flag without a value means `bare`, if
+    that is given. `read` stands in for the comparison with
     the choices: it returns the choice that a text means, or raises ValueError with the sentence that says why none.
     """
     metadata = {
@@ -44,6 +46,7 @@ def flag(
         "secret": secret,
         "server_only": server_only,
         "alias": alias,
+        "bare": bare,
         "read": read,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -76,10 +79,12 @@ def add_flags(
                 help=field.metadata["help"],
             )
         else:
-            alias = field.metadata["alias"]
+            alias, bare = field.metadata["alias"], field.metadata["bare"]
             parser.add_argument(
                 *(flag_name(field.name), *([alias] if alias else [])),
                 default=field.default,
+                nargs=None if bare is None else "?",
+                const=bare,
                 metavar=_metavar(field, kind),
                 help=_help(field),
                 type=functools.partial(_parse, field=field, kind=kind),

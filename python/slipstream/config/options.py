@@ -100,8 +100,10 @@ class LaunchOptions:
     )
     speculative_adaptive: str = flag(
         AUTO,
-        "choose K for each step, so that drafts never slow a server down; auto: on, unless acceptance is simulated",
+        "choose K for each step, so that drafts never slow a server down; auto: on, unless acceptance is simulated; "
+        "without a value: on",
         choices=(AUTO, "on", "off"),
+        bare="on",
     )
     speculative_use_rejection_sampling: bool = flag(
         False,

@@ -77,7 +77,8 @@ def resolve_drafts(
     choice = _choose(chooser, options, draft is not None)
     if choice is None:
         return None
-    path, load_format = None, AUTO
+    path: str | None = None
+    load_format: str = AUTO
     if not choice.algorithm.needs_draft:
         draft = None
     elif draft is not None:
@@ -139,15 +140,16 @@ def _choose(chooser: Chooser, options: LaunchOptions, has_draft: bool) -> _Choic
     shape = _shape(chooser, options, algorithm)
     length = pick("simulate_acceptance_length")
     pattern = _pattern(pick("simulate_acceptance_pattern"))
+    is_simulated = length is not None or pattern != ()
     _check_simulation(length, pattern, shape.depth)
     rejection = REJECTION in algorithm.fields and pick(REJECTION)
     if rejection:
-        _check_rejection(shape, is_simulated=length is not None or pattern != ())
+        _check_rejection(shape, is_simulated=is_simulated)
     adaptive = pick(
         "speculative_adaptive",
         lambda: (
             ("off", "acceptance is simulated: K stays as it is")
-            if length is not None or pattern
+            if is_simulated
             else ("on", "K follows load and acceptance")
         ),
     )

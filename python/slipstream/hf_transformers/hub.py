@@ -12,6 +12,7 @@ from typing import Any
 
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.hf_transformers.layout import LAYOUTS, Layout, choose_layout, weight_files
+from slipstream.hf_transformers.role import Role
 from slipstream.hf_transformers.safetensors_header import read_index
 from slipstream.hf_transformers.tokenizer_files import is_tokenizer_file
 from slipstream.log import get_logger
@@ -24,6 +25,7 @@ COMPANIONS = (
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
+_REVISION_FLAGS: dict[Role, str] = {"target": "--revision", "draft": "--speculative-draft-model-revision"}
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _CACHE_FOLDER = re.compile(r"models--([^-].*?)--(.+)")  # of huggingface_hub: models--org--name/snapshots/<commit>
 
@@ -38,7 +40,7 @@ def resolve_path(
     *,
     endpoint: str | None = None,
     cache_dir: str | None = None,
-    revision_flag: str = "--revision",
+    role: Role = "target",
 ) -> str | None:
     """A folder on this machine for `path`: itself where it exists, else the fetched files of the repository `path`.
     None, the model that ships with the package, stays None.
@@ -55,9 +57,11 @@ def resolve_path(
         return None
     if os.path.lexists(path) or not is_repository(path):
         if revision is not None:
-            raise CheckpointError(path, [f"{revision_flag} goes with the name of a repository, and this is none"])
+            raise CheckpointError(
+                path, [f"{_REVISION_FLAGS[role]} goes with the name of a repository, and this is none"]
+            )
         return path
-    return _Repository(path, revision, endpoint, cache_dir, revision_flag).fetch(load_format, config_format)
+    return _Repository(path, revision, endpoint, cache_dir, role).fetch(load_format, config_format)
 
 
 def is_repository(path: str) -> bool:
@@ -88,10 +92,10 @@ def needed_files(names: Iterable[str], config: Layout, weights: Sequence[str]) -
 
 class _Repository:
     def __init__(
-        self, name: str, revision: str | None, endpoint: str | None, cache_dir: str | None, revision_flag: str
+        self, name: str, revision: str | None, endpoint: str | None, cache_dir: str | None, role: Role
     ) -> None:
         self._name = name
-        self._revision_flag = revision_flag
+        self._role: Role = role
         self._revision = revision
         self._endpoint = endpoint
         self._cache_dir = cache_dir
@@ -104,7 +108,7 @@ class _Repository:
         sizes = self._list_files()
         if sizes is None:
             return self._cached(load_format, config_format)
-        choice, problems = choose_layout(list(sizes), load_format, config_format)
+        choice, problems = choose_layout(list(sizes), load_format, config_format, self._role)
         if choice is None:
             raise CheckpointError(self._name, problems)
         weights = self._weight_files(sizes, choice.weights) if choice.weights else []
@@ -178,7 +182,7 @@ class _Repository:
                 "cannot be asked; unset HF_HUB_OFFLINE where it is set, check the network, or name a folder"
             )
             raise CheckpointError(self._name, [said])
-        choice, problems = choose_layout(os.listdir(path.parent), load_format, config_format)
+        choice, problems = choose_layout(os.listdir(path.parent), load_format, config_format, self._role)
         if choice is None:
             problems.append(f"only the local cache was looked at, because {self._host()} cannot be asked")
             raise CheckpointError(self._name, problems)
@@ -214,7 +218,7 @@ class _Repository:
                     f"{host}; check the spelling, or, if it is private, {log_in}"
                 )
             case RevisionNotFoundError():
-                known = f"{self._revision_flag} takes a branch, tag or commit"
+                known = f"{_REVISION_FLAGS[self._role]} takes a branch, tag or commit"
                 return f"the repository has no revision {self._revision!r}; {known}"
             case HfHubHTTPError():
                 status = error.response.status_code

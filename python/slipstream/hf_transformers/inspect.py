@@ -19,7 +19,7 @@ from slipstream.hf_transformers.eos import find_eos_token_ids
 from slipstream.hf_transformers.hf_config import adapt_hf_config
 from slipstream.hf_transformers.hub import repository_name
 from slipstream.hf_transformers.json_file import MAX_CONFIG_BYTES, read_json_object
-from slipstream.hf_transformers.layout import Choice, Layout, choose_layout
+from slipstream.hf_transformers.layout import LOAD_FORMAT_FLAGS, Choice, Layout, choose_layout
 from slipstream.hf_transformers.params_json import adapt_params
 from slipstream.hf_transformers.role import Role, dense_layers, find_role
 from slipstream.hf_transformers.safetensors_header import find_weight_files, read_tensors
@@ -101,7 +101,7 @@ def _open_folder(
     names = list_files(folder, problems)
     if problems:
         return None
-    choice, incomplete = choose_layout(names, load_format, config_format)
+    choice, incomplete = choose_layout(names, load_format, config_format, role)
     problems.extend(incomplete)
     if choice is None:
         return None
@@ -223,7 +223,7 @@ class _Look:
         if weights and weights.name != "mistral":
             self.problems.append(
                 f"a Mistral EAGLE draft has its weights in consolidated*.safetensors, and {weights.weights} was read "
-                "here; use --load-format mistral"
+                f"here; use {LOAD_FORMAT_FLAGS['draft']} mistral"
             )
             return None
         adapted = self._adapt("draft", special_ids("", "", self.problems))
@@ -242,8 +242,8 @@ class _Look:
             )
         elif role == "draft":
             self.problems.append(
-                "a Mistral EAGLE draft is described by params.json, and config.json was read here; "
-                "use --config-format mistral"
+                "a Mistral EAGLE draft is described by params.json, and config.json was read here; name a folder that "
+                "holds params.json"
             )
             return None
         else:

@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from slipstream.hf_transformers.role import Role
+
+LOAD_FORMAT_FLAGS: dict[Role, str] = {"target": "--load-format", "draft": "--speculative-draft-load-format"}
 _PICKLES = re.compile(r"\.(pth|pt|bin|ckpt)$")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 _MAX_SHOWN = 20  # files of one folder, or shards of one file set, that a message lists
@@ -56,11 +59,14 @@ class Choice:
         return text
 
 
-def choose_layout(names: Sequence[str], load_format: str, config_format: str) -> tuple[Choice | None, list[str]]:
+def choose_layout(
+    names: Sequence[str], load_format: str, config_format: str, role: Role = "target"
+) -> tuple[Choice | None, list[str]]:
     """The choice for a folder with these files, or None and sentences that say what is missing.
 
     `load_format` "mistral", "hf" or "dummy" names the weights, `config_format` "mistral" or "hf" the configuration
-    file. Where one of them is "auto" it follows the other; where both are, the first complete layout is taken.
+    file. Where one of them is "auto" it follows the other; where both are, the first complete layout is taken. The
+    sentences name the flags of the checkpoint's `role`.
 
     >>> choose_layout(["params.json", "consolidated.safetensors", "model.safetensors"], "auto", "auto")[0].unread
     ('model*.safetensors',)
@@ -75,10 +81,10 @@ def choose_layout(names: Sequence[str], load_format: str, config_format: str) ->
     ]
     for config, weights in candidates:
         if not _missing(names, config, weights):
-            given = (("config-format", config_format), ("load-format", load_format))
-            flags = " and ".join(f"--{flag} {value}" for flag, value in given if value != "auto")
+            given = (("--config-format", config_format), (LOAD_FORMAT_FLAGS[role], load_format))
+            flags = " and ".join(f"{flag} {value}" for flag, value in given if value != "auto")
             return Choice(config, weights, flags, _unread(names, config, weights)), []
-    return None, _incomplete(names, candidates)
+    return None, _incomplete(names, candidates, role)
 
 
 def weight_files(names: Iterable[str], stem: str) -> list[str]:
@@ -128,7 +134,7 @@ def _unread(names: Sequence[str], config: Layout, weights: Layout | None) -> tup
     )
 
 
-def _incomplete(names: Sequence[str], candidates: Sequence[tuple[Layout, Layout | None]]) -> list[str]:
+def _incomplete(names: Sequence[str], candidates: Sequence[tuple[Layout, Layout | None]], role: Role) -> list[str]:
     parts = []
     for config, weights in candidates:
         needed = [config.config_file, *([weights.weights] if weights else [])]
@@ -139,9 +145,11 @@ def _incomplete(names: Sequence[str], candidates: Sequence[tuple[Layout, Layout 
     more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
     needs_weights = all(weights for _, weights in candidates)
     has_none = not any(_has_weights(names, layout) for layout in LAYOUTS)
-    hint = "; --load-format dummy, random weights, needs only the configuration" if needs_weights and has_none else ""
+    random = f"; {LOAD_FORMAT_FLAGS[role]} dummy, random weights, needs only the configuration"
+    hint = random if needs_weights and has_none else ""
     problems = [f"no complete layout: it needs {' or '.join(parts)}{hint}", f"files seen: {shown or 'none'}{more}"]
-    return [*problems, *_mixed_hint(names, candidates), *_other_formats(names)]
+    mixed = _mixed_hint(names, candidates) if role == "target" else []  # a draft has its own layout only
+    return [*problems, *mixed, *_other_formats(names)]
 
 
 def _mixed_hint(names: Sequence[str], candidates: Sequence[tuple[Layout, Layout | None]]) -> list[str]:

@@ -5,7 +5,6 @@ their models need and against each other. `slipstream check` reports it, the lau
 import dataclasses
 from dataclasses import dataclass
 
-from slipstream.config.flags import flag_name
 from slipstream.config.options import LaunchOptions
 from slipstream.config.speculation import draft_load_format, wants_draft
 from slipstream.errors import CheckpointError
@@ -58,9 +57,9 @@ def look_at_target(options: LaunchOptions, *, needs_tokenizer: bool) -> Look:
 
 def look_at_draft(path: str, options: LaunchOptions, target: CheckpointSpec | None) -> Look:
     """The draft, and what is wrong or odd about the pair as the draft's fault. Formats are never the target's."""
-    load_format, field = draft_load_format(options), "speculative_draft_model_revision"
+    load_format = draft_load_format(options)
     try:
-        folder = resolve_path(path, getattr(options, field), load_format, revision_flag=flag_name(field))
+        folder = resolve_path(path, options.speculative_draft_model_revision, load_format, role="draft")
     except CheckpointError as error:
         return Look(error.path, None, error.problems)
     spec, problems = examine(folder, "draft", load_format)

@@ -18,6 +18,7 @@ def verdict(prepared: Prepared, warm_up: WarmUp) -> str:
 def verdict_warnings(prepared: Prepared, warm_up: WarmUp) -> list[str]:
     """What to know and to check where the drafts of a model are hardly ever accepted, or acceptance is pretended."""
     drafts, length, draft = _drafts(prepared), warm_up.acceptance_length, prepared.draft
+    worker = prepared.resolved.worker
     if drafts.is_simulated:
         return ["acceptance is simulated: speeds are what it would make them, answers are wrong"]
     # with NGRAM a low length is natural: the question holds nothing to look up
@@ -25,9 +26,10 @@ def verdict_warnings(prepared: Prepared, warm_up: WarmUp) -> list[str]:
         return []
     return [
         f"drafts are hardly ever accepted: an acceptance length under {LOWEST_LENGTH} gains nothing",
-        f"check that the draft {draft.path} was made for this very target, {prepared.spec.path}, and that "
-        f"{prepared.resolved.worker.dtype} suits both (--dtype; the draft is stored in {draft.dtype}, the target in "
-        f"{prepared.spec.dtype}); --speculative-algorithm none serves without drafts",
+        f"check that the draft {draft.path} was made for this very target, {prepared.spec.path}, and the dtypes: the "
+        f"target is stored in {prepared.spec.dtype} and runs in {worker.dtype} (--dtype), the draft is stored in "
+        f"{draft.dtype} and runs in {drafts.dtype or worker.dtype} (--speculative-draft-dtype); "
+        "--speculative-algorithm none serves without drafts",
     ]
 
 

@@ -64,16 +64,6 @@ class Sampler:
         self._min_tokens.release(slot)
         self._filters.release(slot)
 
-    def sample(self, logits: torch.Tensor, slots: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-        """Draw one token for each row and record it for the penalties of its slot. Returns [rows] int64.
-
-        logits: [rows, vocab] fp32, modified. positions: absolute position of each token to draw (prompt_len for the
-        first generated one). Each slot occurs once: the rows of a path of candidates are for draw().
-        """
-        token_ids = self.draw(logits, slots, positions)
-        self.record(slots, token_ids)
-        return token_ids
-
     def draw(
         self, logits: torch.Tensor, slots: Sequence[int], positions: Sequence[int], paths: Paths | None = None
     ) -> torch.Tensor:

@@ -42,12 +42,10 @@ class Verifier:
         """Verify the candidates of B slots, recording nothing.
 
         logits: [R, vocab] fp32 of the target at all nodes; they are modified. first_positions: position of the token
-        that each root draws, committed_len + 1. A node whose logits are not finite is drawn as if they were 0, and
-        harms nobody but the slot whose accepted nodes it is one of.
+        that each root draws, committed_len + 1. A node whose logits are not finite draws some id of the vocabulary,
+        and harms nobody but the slot whose accepted nodes it is one of.
         """
         is_finite = logits.sum(-1).isfinite()  # one NaN or infinity makes the sum one
-        if not is_finite.all():
-            logits[~is_finite] = 0.0
         row_slots, positions = expand_rows(slots, first_positions, candidates)
         paths = candidates.paths() if candidates.num_nodes > 1 and self._sampler.uses_paths(slots) else None
         finite_nodes, caps = candidates.per_node(is_finite), self._caps_of(slots, logits.device)

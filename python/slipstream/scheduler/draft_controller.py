@@ -4,23 +4,26 @@
     goes_cold()    drafting has not paid for a while: drop draft KV, so that it costs nothing
     admits_warm()  while cold, a scout now and then: one warm sequence whose acceptance decides whether drafting returns
 
-Whatever is tried on suspicion is paid from a TimeAccount: what speculation has won, and a hundredth of all time.
+What was not tried lately is tried again, for a few steps and after a pause that keeps its cost near 1 % of the time.
 """
 
 from dataclasses import dataclass
 
 from slipstream.config.drafting import DraftShape
-from slipstream.scheduler.draft_account import TimeAccount
-from slipstream.scheduler.draft_best import BestDepth
-from slipstream.scheduler.draft_probe import Probe
-from slipstream.scheduler.draft_rates import DraftRates
+from slipstream.scheduler.draft_acceptance import AcceptanceEstimator
+from slipstream.scheduler.draft_costs import StepCosts
 
+SWITCH_GAIN = 1.03  # a deeper depth must promise that much more; a shallower one no less
+BLIND_ACCEPTANCE = 0.2  # of the first draft, from which drafting is worth it while no cost is known
+LOOK_STEPS = 4  # at another depth
+FIRST_LOOK_PAUSE, LAST_LOOK_PAUSE = 64, 256  # steps; doubles while the best depth stays the best
+LOSING_STEPS = 16  # in a row without hope of a gain, until running slots go cold
 RETURN_GAIN = 1.05  # over plain decoding, to keep draft KV again
-LOSING_STEPS = 32  # in a row without hope of a gain, until running slots go cold
-LOSING_STEPS_IN_DEBT = 8  # the same, when earlier losses have not been made good
-WASTING_STEPS = 256  # in a row without a gain, though there would be one if all slots were warm
-PROBE_PAUSE_STEPS = 16
-SCOUT_PATIENCE_STEPS = 256  # for a scout to begin decoding
+FIRST_COLD_PAUSE, LAST_COLD_PAUSE = 128, 2048  # steps until the next scout; doubles when a return has failed
+FAILED_STEPS = 256  # a return has failed if drafting does not pay for so long
+SCOUT_OUTCOMES = 8  # verified drafts of a scout that decide
+HOPELESS_OUTCOMES = 4  # that many, all rejected, decide too
+SCOUT_PATIENCE = 256  # steps for a scout to tell
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,20 @@ class ObservedStep:
     outcomes: list[tuple[int, int]]
 
 
+@dataclass
+class _Scout:
+    """One warm sequence while all others are cold; `age` in steps since it was admitted."""
+
+    age: int = 0
+    num_outcomes: int = 0
+    num_accepted: int = 0
+
+    @property
+    def has_told(self) -> bool:
+        least = SCOUT_OUTCOMES if self.num_accepted else HOPELESS_OUTCOMES
+        return self.num_outcomes >= least or self.age > SCOUT_PATIENCE
+
+
 class DraftController:
     """Pure decisions from observed steps, which lag plans by a few steps. Not adaptive: always the full depth.
 
@@ -48,19 +65,20 @@ class DraftController:
         self._max_depth = shape.depth
         self._adaptive = adaptive
         self._has_kv = has_kv
-        self._depth = shape.depth
-        self._rates = DraftRates(shape.depth, has_kv)
-        self._best = BestDepth(self._rates)
-        self._account = TimeAccount()
-        self._probe: Probe | None = None
-        self._since_probe = 0  # steps, as all below
+        self._acceptance = AcceptanceEstimator(shape.depth)
+        self._costs = StepCosts(shape.depth)
+        self._depth = self._best = shape.depth
+        self._look_depth = self._looks_left = 0
+        self._since_look = 0  # steps, as all below; also since the best depth changed
+        self._look_pause = FIRST_LOOK_PAUSE
         self._losing = 0
-        self._wasting = 0
         self._is_cold = False  # new sequences are cold but for scouts
-        self._scout_age: int | None = None  # since a scout was admitted
+        self._since_turn = 0  # to the cold, back, or to the last scout's end
+        self._cold_pause = FIRST_COLD_PAUSE
+        self._has_returned = False
+        self._scout: _Scout | None = None
         self._drops_scout = False
-        self._num_decode = 0  # of the last step observed
-        self._num_admitted = 0  # since then
+        self._num_decode = 1  # of the last step observed
 
     @property
     def depth(self) -> int:
@@ -70,113 +88,98 @@ class DraftController:
     # ---- decisions
 
     def choose(self, num_decode: int, num_warm: int) -> int:
-        """Depth of the step being planned; 0: plain decoding."""
-        if num_decode == 0:
-            return 0
+        """Depth of the step being planned, which has decode rows; 0: plain decoding."""
         if num_warm == 0:
             self._depth = 0
         elif not self._adaptive:
             self._depth = self._max_depth
+        elif self._is_cold:
+            self._depth = 1 if self._scout is not None else 0
         else:
-            self._depth = self._choose(num_decode, num_warm)
+            self._update_best(num_decode, num_warm)
+            self._depth = self._look_or_best()
         return self._depth
 
     def admits_warm(self) -> bool:
         """Whether a sequence admitted now is to keep draft KV. Asked once for each admission."""
-        self._num_admitted += 1
         if not self._is_cold:
             return True
-        if self._scout_age is not None:
+        if self._scout is not None or self._since_turn < self._cold_pause:
             return False
-        if not self._account.owes_parole and self._promises_gain(self._num_decode + self._num_admitted):
+        if self._gain(self._num_decode) > RETURN_GAIN:  # the batch is another one now
             self._leave_cold()
-            return True
-        if self._account.may_spend:
-            self._scout_age = 0
-            return True
-        return False
+        else:
+            self._acceptance.doubt()
+            self._scout = _Scout()
+        return True
 
     def goes_cold(self) -> bool:
         """Whether all running warm slots are to give up their draft KV now. Asked once per plan."""
-        if not self._adaptive or not self._has_kv:
-            return False
         if self._is_cold:
             drops, self._drops_scout = self._drops_scout, False
             return drops
-        if self._probe is not None or not self._has_lost:
+        if not self._has_kv or self._losing < LOSING_STEPS:
             return False
+        has_failed = self._has_returned and self._since_turn < FAILED_STEPS
+        self._cold_pause = min(2 * self._cold_pause, LAST_COLD_PAUSE) if has_failed else FIRST_COLD_PAUSE
         self._is_cold = True
+        self._since_turn = 0
         return True
 
-    def _choose(self, num_decode: int, num_warm: int) -> int:
-        if self._probe is None:
-            depth = self._best.choose(num_decode, num_warm, may_look=self._account.may_spend)
-            self._count_losses(num_decode, num_warm)
-            if not self._may_probe:
-                return depth
-            self._rates.acceptance.doubt()
-            self._probe = Probe(num_warm)
-        return 1 if self._probe.drafts() else 0
-
-    @property
-    def _may_probe(self) -> bool:
-        """A scout is a probe already paid for."""
-        if self._is_cold:
-            return self._scout_age is not None
-        is_time = min(self._since_probe, self._best.age) >= PROBE_PAUSE_STEPS
-        return self._best.depth == 0 and is_time and self._account.may_spend
-
-    @property
-    def _has_lost(self) -> bool:
-        patience = LOSING_STEPS if self._account.has_credit else LOSING_STEPS_IN_DEBT
-        return self._losing >= patience or self._wasting >= WASTING_STEPS or self._account.is_bankrupt
-
-    def _count_losses(self, num_decode: int, num_warm: int) -> None:
-        gain = self._rates.gain(num_decode, num_warm, self._best.depth)
-        if gain is None:
+    def _update_best(self, num_decode: int, num_warm: int) -> None:
+        rates = [self._rate(num_decode, num_warm, depth) for depth in range(self._max_depth + 1)]
+        best = max(range(len(rates)), key=lambda depth: rates[depth])
+        if not any(rates):
+            best = self._max_depth if self._acceptance.expected(1) > BLIND_ACCEPTANCE else 0
+        elif best > self._best and rates[best] < SWITCH_GAIN * rates[self._best]:
             return
-        if gain > 1:
-            self._wasting = self._losing = 0
-            return
-        best_gain = self._rates.best_gain(num_decode)
-        self._wasting += 1
-        self._losing = self._losing + 1 if best_gain is not None and best_gain < 1 else 0
+        if best != self._best:
+            self._best = best
+            self._since_look, self._looks_left, self._look_pause = 0, 0, FIRST_LOOK_PAUSE
 
-    def _promises_gain(self, num_decode: int) -> bool:
-        """Whether it is worth returning from the cold, also to find out at a batch size never seen."""
-        gain = self._rates.best_gain(num_decode)
-        return gain is None or gain > RETURN_GAIN
+    def _look_or_best(self) -> int:
+        """The best depth, or the next shallower or deeper one if it is time for a look at it."""
+        if self._since_look >= self._look_pause:
+            self._since_look = 0
+            self._look_pause = min(2 * self._look_pause, LAST_LOOK_PAUSE)
+            self._looks_left = LOOK_STEPS
+            is_up = self._best == 0 or (self._look_depth < self._best < self._max_depth)
+            self._look_depth = self._best + (1 if is_up else -1)
+            if self._best == 0:
+                self._acceptance.doubt()
+        if self._looks_left:
+            self._looks_left -= 1
+            return self._look_depth
+        return self._best
+
+    def _rate(self, num_decode: int, num_warm: int, depth: int) -> float:
+        """Expected tokens per second; 0 before any step was measured."""
+        cost = self._costs.estimate(num_decode, num_warm, depth)
+        return (num_decode + num_warm * self._acceptance.expected(depth)) / cost if cost else 0.0
+
+    def _gain(self, num_decode: int) -> float:
+        """Tokens per second over those of plain decoding, at the best depth above 0, if all slots were warm."""
+        plain = self._rate(num_decode, 0, 0)
+        best = max(self._rate(num_decode, num_decode, depth) for depth in range(1, self._max_depth + 1))
+        return best / plain if plain else 1.0
 
     # ---- what steps tell
 
     def observe(self, step: ObservedStep) -> None:
         """A step has returned."""
-        if not self._adaptive:
+        if not self._adaptive or not step.num_decode:
             return
-        self._num_decode, self._num_admitted = step.num_decode, 0
-        self._since_probe += 1
-        self._account.earn(step.step_s)
-        self._observe_time(step)
-        outcomes = self._outcomes(step)
-        if outcomes:
-            self._rates.acceptance.observe(outcomes)
-        if self._probe is not None and step.num_decode:
-            self._probe.observe(outcomes)
-            if self._probe.is_over:
-                self._end_probe(self._probe)
-        if step.num_warm:
-            num_accepted = sum(accepted for _, accepted in step.outcomes)
-            if won := self._rates.won(step.num_decode, step.num_warm, step.depth, num_accepted):
-                self._account.book(*won)
-        if self._scout_age is not None:
-            self._scout_age += 1
-            if self._scout_age > SCOUT_PATIENCE_STEPS and self._probe is None:
-                self._end_scouting()
-
-    def _observe_time(self, step: ObservedStep) -> None:
-        is_measure = step.num_decode > 0 and step.num_prompt_tokens == 0 and step.step_s > 0
-        has_changed = is_measure and self._rates.costs.add(step.num_decode, step.num_warm, step.depth, step.step_s)
-        self._best.observe(is_measure, has_changed)
+        self._num_decode = step.num_decode
+        self._since_look += 1
+        self._since_turn += 1
+        if step.num_prompt_tokens == 0 and step.step_s > 0:
+            self._costs.add(step.num_decode, step.num_warm, step.depth, step.step_s)
+        if outcomes := self._outcomes(step):
+            self._acceptance.observe(outcomes)
+        if self._scout is not None:
+            self._follow(self._scout, outcomes)
+        if not self._is_cold:
+            self._losing = self._losing + 1 if self._gain(step.num_decode) < 1 else 0
 
     def _outcomes(self, step: ObservedStep) -> list[tuple[int, int]]:
         """Outcomes in which drafts that the plan wanted and nobody made count as rejected: they bring as little."""
@@ -186,24 +189,21 @@ class DraftController:
         num_missing = 0 if self._has_kv else step.num_warm - len(outcomes)
         return outcomes + [(step.depth, 0)] * num_missing
 
-    def _end_probe(self, probe: Probe) -> None:
-        self._probe = None
-        self._since_probe = 0
-        if not self._is_cold:
+    def _follow(self, scout: _Scout, outcomes: list[tuple[int, int]]) -> None:
+        scout.age += 1
+        scout.num_outcomes += len(outcomes)
+        scout.num_accepted += sum(num_accepted for _, num_accepted in outcomes)
+        if not scout.has_told:
             return
-        if probe.has_hope and self._promises_gain(self._num_decode):
+        if scout.num_accepted and self._gain(self._num_decode) > RETURN_GAIN:
             self._leave_cold()
         else:
-            self._end_scouting()
-
-    # ---- warm and cold
+            self._scout = None
+            self._drops_scout = True
+            self._since_turn = 0
 
     def _leave_cold(self) -> None:
         self._is_cold = False
-        self._scout_age = None
-        self._losing = self._wasting = 0
-        self._account.start_parole()
-
-    def _end_scouting(self) -> None:
-        self._scout_age = None
-        self._drops_scout = True
+        self._has_returned = True
+        self._scout = None
+        self._losing = self._since_turn = 0

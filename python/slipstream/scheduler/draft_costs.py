@@ -1,180 +1,138 @@
-"""What a decode step costs, by batch size, warm slots and depth: measured, interpolated or hopefully guessed."""
+"""What a decode step costs, by batch size and depth: measured, scaled from another size, or hopefully guessed."""
 
-from dataclasses import dataclass
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from slipstream.scheduler.draft_curve import REACH, Curve, distance, on_line
-
+COLD = -1  # the depth of a step in which nobody is warm: depth 0 without the re-feed
+REFEED_SHARE = 0.05  # of a warm step without drafts, until both kinds have been measured
+FIXED_SHARE = 0.25  # of what drafts cost: the part that does not depend on how many slots have some
+NUM_SAMPLES = 3  # that make a measurement, or contradict one
+USUAL = 1.25  # factor up to which a sample is within the usual range
+LEARNING_RATE = 0.1
+SHORT_STAY = 6  # steps of one kind in a row; what changes later is the machine, and all kinds with it
+REACH = 4.0  # factor between batch sizes across which the ratio of two costs tells something
+DRAFT_SHARE = 0.03  # of a step, that one more draft takes at least, whatever noise says
 OPTIMISM = 0.95  # of a guess: a depth that might be as good gets measured
-REFEED_SHARE = 0.07  # of a warm step, until cold ones have been measured
-COLD, WARM = 0, 5  # shares of warm slots: none, all; 1 to 4 are the quarters between
 
 
 @dataclass
-class _AtSize:
-    """What the measurements say of one batch size; `costs` when somebody asks."""
+class _Cost:
+    """Usual seconds of one kind of step; 0 until measured."""
 
-    known: dict[int, float]
-    plain: float | None
-    costs: list[float] | None = None
+    usual_s: float = 0.0
+    latest: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_SAMPLES))
+
+    def add(self, step_s: float) -> None:
+        self.latest.append(step_s)
+        if len(self.latest) == NUM_SAMPLES and self._is_contradicted:
+            self.usual_s = statistics.median(self.latest)
+        elif self.usual_s:
+            within = min(max(step_s, self.usual_s / USUAL), self.usual_s * USUAL)
+            self.usual_s += LEARNING_RATE * (within - self.usual_s)
+
+    @property
+    def _is_contradicted(self) -> bool:
+        return min(self.latest) > self.usual_s * USUAL or max(self.latest) * USUAL < self.usual_s
 
 
 class StepCosts:
-    """Seconds of a step of `num_decode` decode rows, `num_warm` of them warm, at a depth.
+    """Seconds of decode steps. How the kinds compare is learnt where one follows another.
 
-    Steps in which all slots are warm, or all cold, are measured as they are; of mixed ones, how far they are from the
-    rule of three between the two. A shallower step is never taken for dearer than a deeper one, whatever noise says.
+    >>> costs = StepCosts(max_depth=3)
+    >>> for depth, step_s in ((3, 0.02), (0, 0.01)):
+    ...     for _ in range(3):
+    ...         costs.add(4, 4, depth, step_s)
+    >>> costs.estimate(4, 4, 3), round(costs.estimate(4, 4, 1), 4), costs.estimate(8, 8, 3)
+    (0.02, 0.0127, 0.02)
     """
 
-    def __init__(self, max_depth: int, has_refeed: bool) -> None:
+    def __init__(self, max_depth: int) -> None:
         self._max_depth = max_depth
-        self._default_cold_ratio = 1 - REFEED_SHARE if has_refeed else 1.0
-        self._cold = Curve()
-        self._warm = [Curve() for _ in range(max_depth + 1)]
-        self._mixed: dict[tuple[int, int], Curve] = {}  # by share of warm slots and depth: over the rule of three
-        self._at_sizes: dict[int, _AtSize] = {}  # until the next sample
+        self._sizes: dict[int, dict[int, _Cost]] = {}  # by batch size and depth
+        self._last: tuple[int, int] | None = None
+        self._stay = 0
 
-    def add(self, num_decode: int, num_warm: int, depth: int, step_s: float) -> bool:
-        """Take the time of a step without prompt tokens.
-
-        True if the machine has become faster or slower: then other depths need to be measured again.
-        """
-        share = _share(num_decode, num_warm)
-        between = self._between(num_decode, num_warm, depth)
-        if COLD < share < WARM and between is not None and (depth or self.plain(num_decode) is not None):
-            self._mixed.setdefault((share, depth), Curve()).add(num_decode, step_s / between)
-            return False
-        curve = self._cold if share == COLD else self._warm[depth]  # also a mixed step, for want of anything better
-        factor = curve.add(num_decode, step_s)
-        self._at_sizes.clear()
-        if factor == 1.0:
-            return False
-        for other in (self._cold, *self._warm):
-            if other is not curve:
-                other.rescale(factor)
-        return True
-
-    def plain(self, num_decode: int) -> float | None:
-        """A step in which all slots are cold; None until one without drafts was measured near that size."""
-        return self._at(num_decode).plain
-
-    def known_size(self, num_decode: int) -> int | None:
-        """The batch size nearest to this one, within reach, whose plain step is known."""
-        if self.plain(num_decode) is not None:
-            return num_decode
-        return _nearest({*self._cold.points, *self._warm[0].points}, num_decode)
-
-    def is_measured(self, num_decode: int, depth: int) -> bool:
-        """Whether steps of that depth, of about this size, have been measured."""
-        curves = [self._warm[depth]] if depth else [self._warm[0], self._cold]
-        return any(_nearest(set(curve.points), num_decode) is not None for curve in curves)
+    def add(self, num_decode: int, num_warm: int, depth: int, step_s: float) -> None:
+        """Take the time of a step without prompt tokens. Of a step with warm and cold slots nothing is learnt."""
+        if 0 < num_warm < num_decode:
+            return
+        size, kind = _rounded(num_decode), depth if num_warm else COLD
+        cost = self._sizes.setdefault(size, {}).setdefault(kind, _Cost())
+        if (size, kind) != self._last:
+            self._last, self._stay = (size, kind), 0
+            cost.latest.clear()
+        self._stay += 1
+        before_s = cost.usual_s
+        cost.add(step_s)
+        if before_s and self._stay > SHORT_STAY:
+            for other in (other for costs in self._sizes.values() for other in costs.values() if other is not cost):
+                other.usual_s *= cost.usual_s / before_s
 
     def estimate(self, num_decode: int, num_warm: int, depth: int) -> float | None:
         """None before any step was measured."""
-        share = _share(num_decode, num_warm)
-        if share == WARM:
-            costs = self._warm_costs(num_decode)
-            return costs[depth] if costs else None
-        between = self._between(num_decode, num_warm, depth)
-        mixed = self._mixed.get((share, depth))
-        return between if mixed is None or between is None else between * (mixed.at(num_decode) or 1.0)
-
-    def _between(self, num_decode: int, num_warm: int, depth: int) -> float | None:
-        """By rule of three."""
-        costs, plain = self._warm_costs(num_decode), self.plain(num_decode)
+        costs = self._costs(num_decode)
         if not costs:
-            return plain
-        if plain is None:
-            plain = costs[0] * self._cold_ratio(num_decode)
-        return plain + (costs[depth] - plain) * num_warm / num_decode
+            return None
+        if not num_warm:
+            return costs[COLD]
+        share = FIXED_SHARE + (1 - FIXED_SHARE) * num_warm / num_decode
+        return costs[COLD] + (costs[depth] - costs[COLD]) * share
 
-    def _warm_costs(self, num_decode: int) -> list[float]:
-        """Costs by depth of steps in which all slots are warm; empty before any step was measured."""
-        at = self._at(num_decode)
-        if at.costs is None:
-            nearby = at.known if len(at.known) > 1 else self._nearby(num_decode, at.known)
-            at.costs = _fill(at.known, nearby or at.known, self._max_depth)
-        return at.costs
+    def _costs(self, num_decode: int) -> dict[int, float]:
+        """Of all kinds; empty before any step was measured."""
+        here = self._measured(_rounded(num_decode))
+        distances = {size: max(size / num_decode, num_decode / size) for size in self._sizes}
+        for size in sorted(distances, key=distances.__getitem__):
+            there = self._measured(size)
+            common = here.keys() & there.keys()
+            if here and (not common or distances[size] > REACH):
+                continue
+            scale = statistics.mean(here[kind] / there[kind] for kind in common) if common else 1.0
+            here = {kind: cost * scale for kind, cost in there.items()} | here
+        if not here:
+            return {}
+        costs = {kind: _guess(here, kind) for kind in range(COLD, self._max_depth + 1)}
+        for depth in range(self._max_depth - 1, -1, -1):
+            costs[depth] = min(costs[depth], costs[depth + 1] * (1 - DRAFT_SHARE))
+        costs[COLD] = min(costs[COLD], costs[0])
+        return costs
 
-    def _at(self, num_decode: int) -> _AtSize:
-        if num_decode not in self._at_sizes:
-            known = self._known(num_decode)
-            plain, warm = self._cold.at(num_decode), known.get(0)
-            if plain is not None and warm is not None:
-                plain = min(plain, warm)
-            elif self._warm[0].at(num_decode) is not None and warm is not None:
-                plain = warm * self._cold_ratio(num_decode)
-            self._at_sizes[num_decode] = _AtSize(known, plain)
-        return self._at_sizes[num_decode]
-
-    def _known(self, num_decode: int) -> dict[int, float]:
-        """Measured costs of warm steps by depth. At depth 0 a cold step stands in: it lacks the re-feed only."""
-        known: dict[int, float] = {}
-        for depth in range(self._max_depth, -1, -1):
-            measured = self._warm[depth].at(num_decode)
-            if measured is None and depth == 0:
-                cold = self._cold.at(num_decode)
-                measured = None if cold is None else cold / self._cold_ratio(num_decode)
-            if measured is not None:
-                known[depth] = min(measured, *known.values()) if known else measured
-        return known
-
-    def _nearby(self, num_decode: int, known: dict[int, float]) -> dict[int, float]:
-        """What is known at the nearest batch size that has more than `known`, all of it and something else.
-
-        The ratio of two depths changes with size, so that it serves within reach only; but if nothing is known here,
-        any size is better than none.
-        """
-        sizes = {size for curve in (self._cold, *self._warm) for size in curve.points}
-        for size in sorted(sizes, key=lambda size: distance(size, num_decode)):
-            if known and distance(size, num_decode) > REACH:
-                break
-            nearby = self._at(size).known
-            if len(nearby) > len(known) and known.keys() <= nearby.keys():
-                return nearby
-        return {}
-
-    def _cold_ratio(self, num_decode: int) -> float:
-        """Cost of a cold step over a warm one's at depth 0."""
-        sizes = self._cold.points.keys() & self._warm[0].points.keys()
-        if not sizes:
-            return self._default_cold_ratio
-        size = min(sizes, key=lambda size: distance(size, num_decode))
-        return min(1.0, self._cold.points[size] / self._warm[0].points[size])
+    def _measured(self, size: int) -> dict[int, float]:
+        """By kind. Of cold steps and those of depth 0 one stands in for the other."""
+        costs = {kind: cost.usual_s for kind, cost in self._sizes.get(size, {}).items() if cost.usual_s}
+        if 0 in costs:
+            costs.setdefault(COLD, costs[0] * (1 - REFEED_SHARE))
+        elif COLD in costs:
+            costs[0] = costs[COLD] / (1 - REFEED_SHARE)
+        return costs
 
 
-def _nearest(sizes: set[int], num_decode: int) -> int | None:
-    size = min(sizes, key=lambda size: distance(size, num_decode), default=None)
-    return size if size is not None and distance(size, num_decode) <= REACH else None
+def _rounded(num_decode: int) -> int:
+    """Three leading bits.
 
-
-def _share(num_decode: int, num_warm: int) -> int:
-    """Class of the share of warm slots: none, quarters, all.
-
-    >>> [_share(8, warm) for warm in (0, 1, 2, 3, 7, 8)]
-    [0, 1, 1, 2, 4, 5]
+    >>> [_rounded(n) for n in (1, 7, 9, 16, 19, 39)]
+    [1, 7, 8, 16, 16, 32]
     """
-    if num_warm >= num_decode:
-        return WARM
-    return -(-4 * num_warm // num_decode)
+    shift = max(0, num_decode.bit_length() - 3)
+    return num_decode >> shift << shift
 
 
-def _fill(known: dict[int, float], basis: dict[int, float], max_depth: int) -> list[float]:
-    """`known` costs by depth, others guessed by those in `basis`, which has a depth in common with it."""
-    if not basis:
-        return []
-    base, cost = next(iter((known or basis).items()))
-    costs: list[float] = []
-    for depth in range(max_depth + 1):
-        least = max((cost for shallower, cost in known.items() if shallower < depth), default=0.0)
-        costs.append(known.get(depth) or max(_guess(basis, depth) * cost / basis[base], least))
-    return costs
+def _guess(known: Mapping[int, float], kind: int) -> float:
+    """The cost of a depth by those known: on a line between two; shallower ones cost less, deeper ones hardly more.
 
-
-def _guess(known: dict[int, float], depth: int) -> float:
-    """A hopeful cost of a depth. By one known depth, shallower ones cost their share of rows, deeper ones no more."""
-    if depth in known:
-        return known[depth]
-    if len(known) > 1:
-        return on_line(known, depth) * OPTIMISM
-    ((base, cost),) = known.items()
-    return cost * min(1.0, (1 + depth) / (1 + base))
+    >>> _guess({1: 6.0, 3: 8.0}, 2), _guess({3: 10.0}, 0), _guess({0: 5.0}, 2)
+    (6.6499999999999995, 4.0, 4.75)
+    """
+    if kind in known:
+        return known[kind]
+    below = max((depth for depth in known if 0 <= depth < kind), default=None)
+    above = min((depth for depth in known if depth > kind), default=None)
+    if above is None:
+        assert below is not None
+        return known[below] * OPTIMISM
+    if below is None:
+        return known[above] * (2 + max(kind, 0)) / (2 + above)
+    slope = (known[above] - known[below]) / (above - below)
+    return (known[below] + slope * (kind - below)) * OPTIMISM

@@ -46,7 +46,7 @@ class Drafting:
 
     def choose(self, num_decode: int, num_warm: int) -> int:
         """Longest path of drafts of a step in which `num_warm` of `num_decode` sequences may have some."""
-        return self._controller.choose(num_decode, num_warm) if self._controller is not None and num_warm else 0
+        return self._controller.choose(num_decode, num_warm) if self._controller is not None and num_decode else 0
 
     def observe(self, step: StepInFlight, step_s: float, outcomes: list[tuple[int, int]]) -> None:
         """A step has returned; `outcomes` are those of its verify steps that count."""

@@ -277,7 +277,9 @@ def test_row_counts_do_not_multiply_calls() -> None:
 def test_masks_of_decode_requests_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "_MAX_MASK_ELEMENTS", 700)
     layout = Step([chain(20, 4), chain(18, 2), chain(16, 4), chain(60, 6)], 4, torch.float32).layout(as_tree=False)
-    planned = GatherPlanner(4, torch.float32, torch.device("cpu")).plan(layout, None, heads_per_kv=3, one_row_each=False)
+    planned = GatherPlanner(4, torch.float32, torch.device("cpu")).plan(
+        layout, None, heads_per_kv=3, one_row_each=False
+    )
     masks = [group.mask for group in planned.decode] + [block.mask for block in planned.chunks]
     assert all(mask is not None and mask.numel() <= 700 for mask in masks)
     assert sum(group.size for group in planned.decode) + len(planned.chunks) == 4

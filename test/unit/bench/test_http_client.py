@@ -11,6 +11,7 @@ from slipstream.bench.connection import base_url, error_text
 from slipstream.bench.http_client import LoadClient
 from slipstream.bench.request_record import RequestRecord
 from slipstream.errors import ConfigError
+from slipstream.messages.sampling import DraftStats
 from support.scripted_server import Asked, Reply, scripted_server, sse
 
 GAP_S = 0.05
@@ -54,9 +55,9 @@ def test_a_streamed_answer_is_timed() -> None:
 
 def test_verify_steps_are_read_on_both_routes() -> None:
     meta = native(6, "length")["meta_info"] | {
-        "spec_accept_length": 2.5, "spec_correct_drafts_histogram": [0, 1, 1]
+        "spec_accept_length": 2.5, "spec_num_proposed_drafts": 5, "spec_correct_drafts_histogram": [0, 1, 1]
     }  # fmt: skip
-    drafts = {"mean_acceptance_length": 2.5, "acceptance_histogram": [0, 1, 1]}
+    drafts = {"mean_acceptance_length": 2.5, "num_draft_tokens": 5, "acceptance_histogram": [0, 1, 1]}
     usage = {"prompt_tokens": 3, "completion_tokens": 6}
     chat = [
         {"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}], "usage": usage},
@@ -66,7 +67,7 @@ def test_verify_steps_are_read_on_both_routes() -> None:
     with scripted_server(lambda asked: Reply(pieces=lambda: iter(replies[asked.path]))) as server:
         records = [generate(server.url), timed(server.url, lambda client, record: client.ask("Why?", 6, record))]
     for record in records:
-        assert record.ok and record.accepted == (0, 1, 1) and record.acceptance_length == 2.5
+        assert record.ok and record.drafts == DraftStats(5, (0, 1, 1)) and record.acceptance_length == 2.5
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,12 @@ def test_times_of_a_known_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_verify_steps_of_the_timed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(monkeypatch)
-    assert measure(engine, Shape(4, 32, 65), token_ids=range(9), num_runs=3, rng=random.Random(0)).accepted == ()
+    timing = measure(engine, Shape(4, 32, 65), token_ids=range(9), num_runs=3, rng=random.Random(0))
+    assert timing.drafts.accepted == () and timing.drafts.acceptance_length is None
     engine.drafts = True
     timing = measure(engine, Shape(4, 32, 65), token_ids=range(9), num_runs=3, rng=random.Random(0))
-    assert timing.accepted == (0, 3 * 4 * (1 + 65))
+    num_verify = 3 * 4 * (1 + 65)
+    assert timing.drafts == DraftStats(3 * num_verify, (0, num_verify)) and timing.drafts.acceptance_length == 2
 
 
 def test_best_and_median() -> None:

@@ -10,7 +10,7 @@ from slipstream.bench.request_record import RequestRecord
 from slipstream.bench.serving import Case
 from slipstream.bench.speculative import (
     DraftCase,
-    Drafting,
+    ResolvedCase,
     Side,
     cases,
     check_options,
@@ -22,9 +22,10 @@ from slipstream.bench.speculative import (
 from slipstream.config.drafting import DraftShape
 from slipstream.config.options import LaunchOptions
 from slipstream.errors import ConfigError
+from slipstream.messages.sampling import DraftStats
 
 CASE = Case(concurrency=1, request_rate=None, timeout_s=30.0)
-CHAIN = Drafting(DraftShape(depth=3, topk=1, num_nodes=3), adaptive=False, dtype="bfloat16")
+CHAIN = ResolvedCase(DraftShape(depth=3, topk=1, num_nodes=3), adaptive=False, dtype="bfloat16")
 
 
 def side(name: str, log: list[str], seconds: float, accepted: tuple[int, ...], count: int = 12) -> Side:
@@ -33,7 +34,8 @@ def side(name: str, log: list[str], seconds: float, accepted: tuple[int, ...], c
     async def send(record: RequestRecord) -> None:
         log.append(name)
         await asyncio.sleep(seconds)
-        record.num_tokens, record.prompt_len, record.finish, record.accepted = 10, 7, "length", accepted
+        record.num_tokens, record.prompt_len, record.finish = 10, 7, "length"
+        record.drafts = DraftStats(3 * sum(accepted), accepted) if accepted else None
         record.end(record.started_s + seconds)
 
     return Side([send] * count)

@@ -33,8 +33,9 @@ def script(drafts: bool) -> Any:
                 return Reply(pieces=lambda: iter(sse(last | metrics)))
         raise AssertionError(asked.path)
 
-    spec = {"spec_accept_length": 3.0, "spec_correct_drafts_histogram": [0, 1, 0, 1]} if drafts else {}
-    metrics = {"metrics": {"speculative_decoding": {"acceptance_histogram": [1, 1]}}} if drafts else {}
+    told = {"spec_accept_length": 3.0, "spec_num_proposed_drafts": 6, "spec_correct_drafts_histogram": [0, 1, 0, 1]}
+    of_chat = {"speculative_decoding": {"num_draft_tokens": 2, "acceptance_histogram": [1, 1]}}
+    spec, metrics = (told, {"metrics": of_chat}) if drafts else ({}, {})
     return answer
 
 

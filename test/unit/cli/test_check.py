@@ -12,7 +12,7 @@ import pytest
 
 from slipstream.cli.check import main
 from slipstream.errors import ConfigError
-from slipstream.hf_transformers.embedded import embedded_path
+from slipstream.hf_transformers.embedded import embedded_draft_path, embedded_path
 
 
 def test_sizes_are_those_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,6 +25,14 @@ def test_sizes_are_those_of_the_file(capsys: pytest.CaptureFixture[str]) -> None
     params = json.loads((embedded_path() / "params.json").read_text())
     assert target["kv_bytes_per_token"] == params["n_layers"] * 2 * params["n_kv_heads"] * params["head_dim"] * 2
     assert (target["layout"], target["problems"]) == ("mistral", [])
+
+
+def test_the_draft_that_ships_with_the_model_is_looked_at_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json"]) == 0
+    draft = json.loads(capsys.readouterr().out)["draft"]
+    assert (draft["path"], draft["role"], draft["problems"]) == (str(embedded_draft_path()), "draft", [])
+    assert main(["--model-path", str(embedded_path()), "--json"]) == 0
+    assert "draft" not in json.loads(capsys.readouterr().out)
 
 
 def test_the_text_form_names_the_same_facts(capsys: pytest.CaptureFixture[str]) -> None:

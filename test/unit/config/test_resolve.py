@@ -10,21 +10,7 @@ from slipstream.config.machine import Machine
 from slipstream.config.options import LaunchOptions
 from slipstream.config.resolve import resolve
 from slipstream.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Model:
-    path: str = "/models/small"
-    name: str = "small"
-    layout: str = "mistral"
-    dtype: str = "bfloat16"
-    context_length: int = 2048
-    vocab_size: int = 4096
-    eos_token_ids: tuple[int, ...] = (2,)
-    tokenizer_kind: str = "tekken"
-    tokenizer_path: str = "/models/small/tekken.json"
-    images: ImageFormat | None = None
-
+from support.model_facts import Model
 
 LAPTOP = Machine(has_cuda=False, has_bf16_instructions=False, num_cores=2, memory_bytes=8 * 2**30)
 

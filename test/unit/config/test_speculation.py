@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from slipstream.bench.own_server import to_flags
+from slipstream.config import algorithms
+from slipstream.config.algorithms import ALGORITHMS
 from slipstream.config.drafting import DraftShape
 from slipstream.config.flags import FlagParser, add_flags, flag_name, from_namespace
 from slipstream.config.machine import Machine
@@ -14,20 +16,8 @@ from slipstream.config.options import LaunchOptions
 from slipstream.config.resolve import Resolved, resolve
 from slipstream.config.speculation import check_speculation
 from slipstream.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Model:
-    path: str = "/models/small"
-    name: str = "small"
-    layout: str = "hf"
-    dtype: str = "bfloat16"
-    context_length: int = 2048
-    vocab_size: int = 4096
-    eos_token_ids: tuple[int, ...] = (2,)
-    tokenizer_kind: str = "tekken"
-    tokenizer_path: str = "/models/small/tekken.json"
-    images: None = None
+from slipstream.speculative.registry import SPECULATORS
+from support.model_facts import Model
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,8 @@ NAMED = {"speculative_draft_model_path": "d"}
 NGRAM = {"speculative_algorithm": "NGRAM"}
 ANY_VALUE: dict[str, Any] = {  # none of them the default
     "speculative_draft_model_path": "d", "speculative_draft_model_revision": "v2",
-    "speculative_draft_load_format": "dummy", "speculative_num_steps": 2, "speculative_eagle_topk": 1,
+    "speculative_draft_load_format": "dummy", "speculative_draft_dtype": "float16",
+    "speculative_num_steps": 2, "speculative_eagle_topk": 1,
     "speculative_num_draft_tokens": 4, "speculative_adaptive": "on", "speculative_use_rejection_sampling": True,
     "speculative_ngram_min_match_window_size": 2, "speculative_ngram_max_match_window_size": 5,
     "simulate_acceptance_length": 2.0, "simulate_acceptance_pattern": "1",
@@ -195,7 +186,7 @@ def test_every_value_below_is_for_some_flag() -> None:
 def test_a_flag_is_read_or_refused(field: str, algorithm: str) -> None:
     options = LaunchOptions(speculative_algorithm=algorithm, **{field: ANY_VALUE[field]})
     draft = None if algorithm == "auto" else Draft()
-    ngram, eagle = "ngram" in field, "draft_model" in field or "load_format" in field or "rejection" in field
+    ngram, eagle = "ngram" in field, "speculative_draft_" in field or "rejection" in field
     is_read = {"auto": False, "none": False, "NGRAM": not eagle, "EAGLE": not ngram}[algorithm]
     if not is_read:
         with pytest.raises(ConfigError, match=flag_name(field)):
@@ -234,6 +225,24 @@ def test_random_weights_are_a_wish_for_both() -> None:
     assert drafts is not None and drafts.load_format == "mistral", "the target's layout is its own"
 
 
+def test_the_draft_has_the_dtype_of_its_target_unless_told_otherwise() -> None:
+    for options, wanted in (
+        ({}, "float32"),  # what this CPU is fast with
+        ({"dtype": "float16"}, "float16"),
+        ({"dtype": "bfloat16", "speculative_draft_dtype": "float32"}, "float32"),
+    ):
+        found = resolved(**NAMED, **options)
+        assert found.worker.drafts is not None and found.worker.drafts.dtype == wanted
+        assert found.worker.dtype == options.get("dtype", "float32")
+    assert resolved(**NAMED).reasons["speculative_draft_dtype"] == ("float32", "the target's")
+
+
+def test_there_is_a_speculator_for_every_algorithm() -> None:
+    assert sorted(ALGORITHMS) == sorted(SPECULATORS.names())
+    assert all(name == algorithm.name for name, algorithm in ALGORITHMS.items())
+    assert {*algorithms.FIELDS, "speculative_algorithm"} == set(FIELDS), "every flag is read by some algorithm"
+
+
 def parse(*args: str) -> LaunchOptions:
     parser = FlagParser()
     add_flags(parser, LaunchOptions)
@@ -248,6 +257,13 @@ def test_names_that_users_of_sglang_type() -> None:
         speculative_eagle_topk=1, speculative_num_draft_tokens=4,
     )  # fmt: skip
     assert parse("--speculative-draft-model-path=d").speculative_draft_model_path == "d"
+
+
+def test_adaptive_means_on_where_it_has_no_value() -> None:
+    assert parse("--speculative-adaptive", "--port", "1").speculative_adaptive == "on"
+    assert parse("--speculative-adaptive").speculative_adaptive == "on"
+    assert parse("--speculative-adaptive", "off").speculative_adaptive == "off"
+    assert parse().speculative_adaptive == "auto"
 
 
 def test_an_algorithm_of_others_is_refused_at_the_flag(capsys: pytest.CaptureFixture[str]) -> None:

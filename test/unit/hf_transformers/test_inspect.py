@@ -162,14 +162,14 @@ def test_a_tokenizer_of_another_size(tmp_path: Path) -> None:
 def test_a_draft_needs_params_json(tmp_path: Path) -> None:
     write_hf(write_draft(tmp_path))
     assert inspect_draft(str(tmp_path)).kind == "mistral_eagle"
-    assert "--config-format mistral" in draft_problem_of(tmp_path, "mistral", config_format="hf")
+    assert "holds params.json" in draft_problem_of(tmp_path, "mistral", config_format="hf")
 
 
 def test_a_draft_has_weights_under_its_own_names(tmp_path: Path) -> None:
     folder = write_draft(tmp_path)
     (folder / "consolidated.safetensors").rename(folder / "model.safetensors")
     said = draft_problem_of(folder, "hf", config_format="mistral")
-    assert "--load-format mistral" in said and "model*.safetensors" in said
+    assert "--speculative-draft-load-format mistral" in said and "model*.safetensors" in said
 
 
 @pytest.mark.parametrize(("stated", "stored", "used"), [(3, 0, 0), (3, 1, 1), (0, 0, 0), (1, 2, 2), (2, 2, 2)])

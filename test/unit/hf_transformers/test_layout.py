@@ -80,6 +80,15 @@ def test_random_weights_are_an_offer_where_there_are_none() -> None:
     assert "random" not in refused([], "dummy")
 
 
+def test_hints_for_a_draft_name_the_flags_of_a_draft() -> None:
+    _, problems = choose_layout(["params.json"], "auto", "auto", "draft")
+    assert "--speculative-draft-load-format dummy, random weights" in problems[0]
+    _, problems = choose_layout(["params.json", "model.safetensors"], "auto", "auto", "draft")
+    assert not any("--config-format" in problem for problem in problems), "there is no such flag for a draft"
+    choice, _ = choose_layout(["params.json"], "dummy", "auto", "draft")
+    assert choice is not None and choice.flags == "--speculative-draft-load-format dummy"
+
+
 def test_what_is_missing_of_each_layout() -> None:
     text = refused(["params.json", "model.safetensors"])
     assert "params.json + consolidated*.safetensors (consolidated*.safetensors missing)" in text

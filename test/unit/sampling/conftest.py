@@ -5,16 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 
+from support.one_thread import one_thread
+
 ChiSquare = Callable[[torch.Tensor, Sequence[float] | torch.Tensor], float]
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Many small operations: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def chi_square_p(drawn: torch.Tensor, probabilities: Sequence[float] | torch.Tensor) -> float:

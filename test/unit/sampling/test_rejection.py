@@ -11,8 +11,7 @@ VOCAB = 5
 
 def chains(num_drafts: tuple[int, ...], token_ids: list[list[int]], probs: torch.Tensor | None = None) -> Candidates:
     ids = torch.tensor(token_ids, dtype=torch.int64).view(len(num_drafts), -1)
-    parents = torch.arange(ids.shape[1]).expand(len(num_drafts), -1)
-    return Candidates(num_drafts, ids, parents, is_chain=True, draft_probs=probs)
+    return Candidates.chain(num_drafts, ids, probs)
 
 
 @pytest.mark.parametrize("with_q", [True, False])

@@ -1,20 +1,20 @@
 """The whole rule: distributions against exact ones in double precision, seeds, batches, and costs of the fast paths."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from slipstream.errors import RequestError
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.paths import Paths
 from slipstream.sampling.sampler import Sampler
 from support.exact_sampling import exact_distribution, exact_joint
+from support.operations import Operations
+from support.sampled import sample
 
 CPU = torch.device("cpu")
 ChiSquare = Callable[[torch.Tensor, Sequence[float]], float]
@@ -79,8 +79,8 @@ def pairs_of_seeds(params: SamplingParams, num_draws: int) -> torch.Tensor:
     for slot in slots:
         sampler.add(slot, msgspec.structs.replace(params, seed=slot), PROMPT, len(PROMPT))
     logits = torch.tensor(LOGITS).repeat(num_draws, 1)
-    first = sampler.sample(logits.clone(), slots, [len(PROMPT)] * num_draws)
-    second = sampler.sample(logits.clone(), slots, [len(PROMPT) + 1] * num_draws)
+    first = sample(sampler, logits.clone(), slots, [len(PROMPT)] * num_draws)
+    second = sample(sampler, logits.clone(), slots, [len(PROMPT) + 1] * num_draws)
     return first * VOCAB + second
 
 
@@ -192,7 +192,7 @@ def test_temperature_zero_is_the_first_maximum_and_knows_no_noise() -> None:
         params = SamplingParams(max_new_tokens=9, seed=slot, temperature=temperature, top_k=2, top_p=0.1, min_p=0.5)
         sampler.add(slot, params, [1], 1)
     for position in range(1, 50):
-        assert sampler.sample(logits.clone(), [0, 1, 2], [position] * 3).tolist() == [1, 1, 1]
+        assert sample(sampler, logits.clone(), [0, 1, 2], [position] * 3).tolist() == [1, 1, 1]
 
 
 def test_tiny_temperatures_neither_overflow_nor_lose_near_ties() -> None:
@@ -202,7 +202,7 @@ def test_tiny_temperatures_neither_overflow_nor_lose_near_ties() -> None:
     gap = 2.0**-19  # two units in the last place of 16: at temperature 1e-6 the ratio is exp(1.9)
     drawn = torch.stack(
         [
-            sampler.sample(torch.tensor([[5.0, 80.0, 79.9], [16.0, 16.0 - gap, 15.9]]), [0, 1], [position] * 2)
+            sample(sampler, torch.tensor([[5.0, 80.0, 79.9], [16.0, 16.0 - gap, 15.9]]), [0, 1], [position] * 2)
             for position in range(1, 2001)
         ]
     )
@@ -225,13 +225,13 @@ def test_a_request_draws_the_same_tokens_alone_and_in_any_batch(vocab: int) -> N
     for step in range(steps):
         order = order[5:] + order[:5]
         positions = [len(prompts[i]) + step for i in order]
-        tokens = batch.sample(logits[step, order], [n + 3 - i for i in order], positions).tolist()
+        tokens = sample(batch, logits[step, order], [n + 3 - i for i in order], positions).tolist()
         for i, token in zip(order, tokens, strict=True):
             together[i].append(token)
     for i, (params, prompt) in enumerate(zip(requests, prompts, strict=True)):
         alone = Sampler(1, vocab, CPU)
         alone.add(0, params, prompt, len(prompt))
-        found = [int(alone.sample(logits[s, i : i + 1].clone(), [0], [len(prompt) + s])) for s in range(steps)]
+        found = [int(sample(alone, logits[s, i : i + 1].clone(), [0], [len(prompt) + s])) for s in range(steps)]
         assert found == together[i], MIXED[i]
 
 
@@ -250,7 +250,7 @@ def test_preemption_changes_nothing(fields: dict[str, Any]) -> None:
                 sampler.add(0, SamplingParams(max_new_tokens=9, seed=9, presence_penalty=2.0), [7, 8], 1)
                 slot = 2
                 sampler.add(slot, params, tokens, 3)
-            tokens += sampler.sample(logits[step].clone(), [slot], [len(tokens)]).tolist()
+            tokens += sample(sampler, logits[step].clone(), [slot], [len(tokens)]).tolist()
         return tokens
 
     assert run(None) == run(7) == run(1)
@@ -262,12 +262,12 @@ def test_draw_along_a_path_equals_drawing_and_recording_one_by_one() -> None:
     one_by_one, along = Sampler(1, VOCAB, CPU), Sampler(1, VOCAB, CPU)
     for sampler in (one_by_one, along):
         sampler.add(0, params, PROMPT, 3)
-    tokens = [int(one_by_one.sample(row.clone(), [0], [3 + step])) for step in range(6)]
+    tokens = [int(sample(one_by_one, row.clone(), [0], [3 + step])) for step in range(6)]
     paths = Paths(torch.tensor([tokens] * 6), torch.ones(6, 6, dtype=torch.bool).tril(-1))
     for _ in range(2):  # draw records nothing
         assert along.draw(row.repeat(6, 1), [0] * 6, range(3, 9), paths).tolist() == tokens
     along.record([0] * 6, torch.tensor(tokens))
-    assert int(along.sample(row.clone(), [0], [9])) == int(one_by_one.sample(row.clone(), [0], [9]))
+    assert int(sample(along, row.clone(), [0], [9])) == int(sample(one_by_one, row.clone(), [0], [9]))
 
 
 def test_seed_choice_and_position_each_change_the_draw() -> None:
@@ -275,7 +275,7 @@ def test_seed_choice_and_position_each_change_the_draw() -> None:
     sampler = Sampler(3, vocab, CPU)
     for slot, (seed, choice) in enumerate([(1, 0), (2, 0), (1, 1)]):
         sampler.add(slot, SamplingParams(max_new_tokens=9, seed=seed, choice=choice), [0], 1)
-    drawn = [sampler.sample(torch.zeros(3, vocab), [0, 1, 2], [position] * 3).tolist() for position in range(200)]
+    drawn = [sample(sampler, torch.zeros(3, vocab), [0, 1, 2], [position] * 3).tolist() for position in range(200)]
     columns = list(zip(*drawn, strict=True))
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert sum(a == b for a, b in zip(columns[one], columns[other], strict=True)) < 6  # 0.4 expected
@@ -285,7 +285,7 @@ def test_seed_choice_and_position_each_change_the_draw() -> None:
 def test_minimum_tokens_of_a_whole_vocabulary_still_draws() -> None:
     sampler = Sampler(1, 4, CPU)
     sampler.add(0, SamplingParams(max_new_tokens=9, seed=1, min_new_tokens=5, stop_token_ids=(0, 1, 2, 3)), [0], 1)
-    drawn = {int(sampler.sample(torch.zeros(1, 4), [0], [position])) for position in range(1, 40)}
+    drawn = {int(sample(sampler, torch.zeros(1, 4), [0], [position])) for position in range(1, 40)}
     assert drawn == {0, 1, 2, 3}
 
 
@@ -295,8 +295,8 @@ def test_a_row_of_nan_draws_an_id_inside_the_vocabulary_and_leaves_the_others_al
         for slot in range(2):
             sampler.add(slot, SamplingParams(max_new_tokens=9, seed=1, temperature=temperature, top_p=0.9), [0], 1)
         good = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
-        expected = int(sampler.sample(good.clone(), [1], [1]))
-        drawn = sampler.sample(torch.cat([torch.full((1, 50), torch.nan), good]), [0, 1], [1, 1]).tolist()
+        expected = int(sample(sampler, good.clone(), [1], [1]))
+        drawn = sample(sampler, torch.cat([torch.full((1, 50), torch.nan), good]), [0, 1], [1, 1]).tolist()
         assert 0 <= drawn[0] < 50
         assert drawn[1] == expected
 
@@ -310,19 +310,7 @@ def test_a_refused_request_leaves_its_slot_empty(fields: dict[str, Any], token_i
     with pytest.raises(RequestError, match="9"):
         sampler.add(0, SamplingParams(max_new_tokens=9, seed=1, **fields), token_ids, 1)
     sampler.add(0, SamplingParams(max_new_tokens=9, seed=1, temperature=0.0), [0], 1)
-    assert int(sampler.sample(torch.tensor([[1.0, 0.9, 0.0, 0.0]]), [0], [1])) == 0
-
-
-class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations on tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
+    assert int(sample(sampler, torch.tensor([[1.0, 0.9, 0.0, 0.0]]), [0], [1])) == 0
 
 
 def test_a_greedy_batch_costs_one_argmax() -> None:
@@ -331,7 +319,7 @@ def test_a_greedy_batch_costs_one_argmax() -> None:
         sampler.add(slot, SamplingParams(max_new_tokens=9, seed=slot, temperature=0.0, top_k=5), [0], 1)
     logits = torch.randn(16, 100)
     with Operations() as operations:
-        sampler.sample(logits, range(16), [1] * 16)
+        sample(sampler, logits, range(16), [1] * 16)
     assert operations.counts == {"argmax": 1}
 
 
@@ -340,15 +328,15 @@ def test_plain_temperature_sorts_nothing_and_features_cost_only_their_users() ->
     for slot in range(16):
         sampler.add(slot, SamplingParams(max_new_tokens=9, seed=slot, temperature=0.7), [0], 1)
     with Operations() as operations:
-        sampler.sample(torch.randn(16, 100), range(16), [1] * 16)
+        sample(sampler, torch.randn(16, 100), range(16), [1] * 16)
     assert not {"sort", "topk", "cumsum", "_softmax", "where"} & set(operations.counts)
     plain = sum(operations.counts.values())
     sampler.add(3, SamplingParams(max_new_tokens=9, seed=3, temperature=0.7, top_k=5), [0], 1)
     with Operations() as operations:
-        sampler.sample(torch.randn(16, 100), range(16), [1] * 16)
+        sample(sampler, torch.randn(16, 100), range(16), [1] * 16)
     assert plain < sum(operations.counts.values()) < plain + 25
     assert operations.counts["topk"] == 1
 
 
 def test_no_rows() -> None:
-    assert Sampler(1, 4, CPU).sample(torch.zeros(0, 4), [], []).tolist() == []
+    assert sample(Sampler(1, 4, CPU), torch.zeros(0, 4), [], []).tolist() == []

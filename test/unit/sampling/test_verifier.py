@@ -4,14 +4,12 @@ The model is a table of logits by the token before.
 """
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.candidates import Candidates
@@ -20,6 +18,8 @@ from slipstream.sampling.sampler import Sampler
 from slipstream.sampling.simulated import Simulation
 from slipstream.sampling.verifier import Verifier, expand_rows
 from slipstream.sampling.verify import Accepted
+from support.operations import Operations
+from support.sampled import sample
 
 CPU = torch.device("cpu")
 VOCAB = 40
@@ -80,7 +80,7 @@ def decode(fields: Sequence[dict[str, Any]], length: int) -> list[list[int]]:
         sampler, tokens = Sampler(1, VOCAB, CPU), list(PROMPT)
         sampler.add(0, SamplingParams(max_new_tokens=99, seed=number, **changed), PROMPT, len(PROMPT))
         while len(tokens) < len(PROMPT) + length:
-            tokens.append(int(sampler.sample(TARGET[tokens[-1:]], [0], [len(tokens)])))
+            tokens.append(int(sample(sampler, TARGET[tokens[-1:]], [0], [len(tokens)])))
         answers.append(tokens)
     return answers
 
@@ -132,14 +132,14 @@ def test_greedy_and_sampled_requests_follow_perfect_drafts_to_the_end() -> None:
     expected = decode(MIXED, 7)
     requests = Requests(MIXED)
     ahead = torch.tensor([tokens[len(PROMPT) : -1] for tokens in expected])
-    runs = requests.step(Candidates((6,) * len(MIXED), ahead, torch.arange(6).expand(len(MIXED), -1), is_chain=True))
+    runs = requests.step(Candidates.chain((6,) * len(MIXED), ahead))
     assert [PROMPT + run for run in runs] == expected
 
 
 def test_caps_are_those_of_their_slots_and_go_with_them() -> None:
     fields = [{"temperature": 0.0, "accept_cap": cap} for cap in (None, 0, 2, 9)]
     ahead = decode([{"temperature": 0.0}], 5)[0][len(PROMPT) :]
-    chain = Candidates((4,) * 4, torch.tensor([ahead[:4]] * 4), torch.arange(4).expand(4, -1), is_chain=True)
+    chain = Candidates.chain((4,) * 4, torch.tensor([ahead[:4]] * 4))
     requests = Requests(fields)
     assert [len(run) for run in requests.step(chain)] == [5, 1, 3, 5]
     requests = Requests(fields)
@@ -158,8 +158,7 @@ def rejection_chain(requests: Requests, which: Sequence[int], length: int) -> Ca
         token_ids = torch.cat((token_ids, before[:, None]), dim=1)
         assert q is not None
         probs.append(q)
-    parents = torch.arange(length).expand(len(which), -1)
-    return Candidates((length,) * len(which), token_ids, parents, True, torch.stack(probs, 1) if probs else None)
+    return Candidates.chain((length,) * len(which), token_ids, torch.stack(probs, 1) if probs else None)
 
 
 def test_rejection_sampling_without_drafts_is_the_plain_rule() -> None:
@@ -204,7 +203,7 @@ def test_a_capped_run_of_rejection_sampling_ends_with_the_draft_that_would_stand
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_simulated_pattern_is_accepted_whatever_is_drawn(temperature: float) -> None:
     requests = Requests([{"temperature": temperature}] * 2, simulation=Simulation(None, (0, 3, 1, 5)))
-    candidates = Candidates((4, 2), torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), torch.arange(4).expand(2, -1), True)
+    candidates = Candidates.chain((4, 2), torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]))
     plain = Requests([{"temperature": temperature}] * 2)
     for wanted in (0, 3, 1, 5):
         runs = requests.step(candidates)
@@ -221,13 +220,13 @@ def test_a_simulated_length_is_met_on_average_and_knows_seeds_and_caps() -> None
     fields: list[dict[str, Any]] = [{"accept_cap": 1} if i < 8 else {} for i in range(n)]
     requests = Requests(fields, simulation=Simulation(2.7, ()))
     again = Requests(fields[:10], simulation=Simulation(2.7, ()))
-    chain = Candidates((4,) * n, torch.ones(n, 4, dtype=torch.int64), torch.arange(4).expand(n, -1), True)
+    chain = Candidates.chain((4,) * n, torch.ones(n, 4, dtype=torch.int64))
     lengths = torch.tensor([[len(run) for run in requests.step(chain)] for _ in range(steps)])
     assert lengths[:, :8].unique().tolist() == [2]
     assert lengths[:, 8:].unique().tolist() == [2, 3]
     assert lengths[:, 8:].double().mean().item() == pytest.approx(2.7, abs=5 * 0.46 / (steps * (n - 8)) ** 0.5)
     for i in range(10):
-        alone = Candidates((4,), chain.token_ids[:1], chain.parents[:1], is_chain=True)
+        alone = Candidates.chain((4,), chain.token_ids[:1])
         assert [len(again.step(alone, [i])[0]) for _ in range(steps)] == lengths[:, i].tolist()
 
 
@@ -238,7 +237,7 @@ def test_logits_that_are_not_finite_end_those_whose_accepted_path_has_them(rejec
     expected = decode(fields, 4)
     ahead = torch.tensor([tokens[len(PROMPT) : -1] for tokens in expected])
     ahead[3, 1] = (ahead[3, 1] + 1) % VOCAB  # the last request accepts one draft
-    chain = Candidates((3, 3, 3, 3), ahead, torch.arange(3).expand(4, -1), is_chain=True)
+    chain = Candidates.chain((3,) * 4, ahead)
 
     def verified(broken: Sequence[int]) -> Accepted:
         requests = Requests(fields, rejection=rejection)
@@ -256,31 +255,42 @@ def test_logits_that_are_not_finite_end_those_whose_accepted_path_has_them(rejec
     assert verified([4]).is_finite.tolist() == [True, False, True, True]
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(("rejection", "pattern"), [(False, ()), (True, ()), (False, (2,))])
+def test_whole_rows_of_no_numbers_harm_nobody_else(rejection: bool, pattern: tuple[int, ...], value: float) -> None:
+    """With every sampling parameter, for each request in turn all logits at its root are broken."""
+    chain = Candidates.chain((3,) * len(MIXED), torch.randint(VOCAB, (len(MIXED), 3)))
+
+    def verified(broken: int | None) -> Accepted:
+        requests = Requests(MIXED, rejection=rejection, simulation=Simulation.of(None, pattern))
+        logits = TARGET[chain.flat_token_ids(torch.tensor([PROMPT[-1]] * len(MIXED)))]
+        if broken is not None:
+            logits[4 * broken] = value
+        return requests.verifier.verify(logits, requests.slots, [len(PROMPT)] * len(MIXED), chain)
+
+    whole = runs_of(verified(None))
+    for broken in range(len(MIXED)):
+        found = verified(broken)
+        assert found.is_finite.tolist() == [number != broken for number in range(len(MIXED))]
+        assert found.token_ids.min() >= 0 and found.token_ids.max() < VOCAB
+        assert [run for number, run in enumerate(runs_of(found)) if number != broken] == [
+            run for number, run in enumerate(whole) if number != broken
+        ]
+
+
 def test_roots_behind_the_drafts_draw_as_ever() -> None:
     requests = Requests(MIXED[:3])
-    chain = Candidates((2,), torch.tensor([[1, 2]]), torch.tensor([[0, 1]]), is_chain=True)
+    chain = Candidates.chain((2,), torch.tensor([[1, 2]]))
     runs = requests.step(chain.with_roots(2))
     assert [run[0] for run in runs] == [tokens[-1] for tokens in decode(MIXED[:3], 1)]
 
 
 def test_rows_of_a_forward_know_their_slots_and_positions() -> None:
-    chains = Candidates((1, 2), torch.zeros(2, 2, dtype=torch.int64), torch.arange(2).expand(2, -1), is_chain=True)
+    chains = Candidates.chain((1, 2), torch.zeros(2, 2, dtype=torch.int64))
     assert expand_rows([4, 7], [10, 20], chains) == ([4, 4, 7, 7, 7], [10, 11, 20, 21, 22])
     parents = torch.tensor([[0, 0, 1, 3], [0, 0, 2, 0]])
     trees = Candidates((4, 3), torch.arange(8).view(2, 4), parents, is_chain=False)
     assert expand_rows([4, 7], [10, 20], trees) == ([4] * 5 + [7] * 4, [10, 11, 11, 12, 13, 20, 21, 21, 22])
-
-
-class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations on tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("num_drafts", "most"), [(0, 14), (3, 25)])
@@ -289,7 +299,7 @@ def test_a_greedy_batch_costs_a_fixed_handful_of_operations(num_drafts: int, mos
     for n in (1, 16):
         requests = Requests([{"temperature": 0.0}] * n)
         ids = torch.zeros(n, num_drafts, dtype=torch.int64)
-        chains = Candidates((num_drafts,) * n, ids, torch.arange(num_drafts).expand(n, -1), is_chain=True)
+        chains = Candidates.chain((num_drafts,) * n, ids)
         logits: Tensor = torch.randn(n * (num_drafts + 1), VOCAB)
         with Operations() as operations:
             requests.verifier.verify(logits, requests.slots, [5] * n, chains)

@@ -96,8 +96,7 @@ def draft_chain(sampler: Sampler, slots: Sequence[int], before: Tensor, first: i
         if q is not None:
             probs.append(q)
     num_drafts = tuple(0 if slot % 8 == 0 else 1 if slot % 4 == 3 else 2 for slot in slots)
-    parents = torch.arange(2).expand(len(slots), -1)
-    return Candidates(num_drafts, drafts, parents, True, torch.stack(probs, 1) if probs else None)
+    return Candidates.chain(num_drafts, drafts, torch.stack(probs, 1) if probs else None)
 
 
 def draft_tree(sampler: Sampler, slots: Sequence[int], before: Tensor, first: int) -> Candidates:

@@ -36,18 +36,18 @@ def test_it_finds_the_expected_number_of_each_depth(num_slots: int, probabilitie
         assert spread < 0.2
 
 
-def test_a_change_is_noticed_within_a_dozen_trials_and_noise_is_not() -> None:
+def test_a_change_is_noticed_within_dozens_of_trials_and_noise_is_not() -> None:
     rng = random.Random(3)
     estimator = AcceptanceEstimator(1)
     lowest = 1.0
     for step in range(3000):
         estimator.observe([outcome(rng, [0.9])])
         lowest = min(lowest, estimator.expected(1)) if step > 100 else lowest
-    assert lowest > 0.45
-    for _ in range(12):
+    assert lowest > 0.6
+    for _ in range(30):
         estimator.observe([(1, 0)])
     assert estimator.expected(1) < 0.4
-    for _ in range(12):
+    for _ in range(30):
         estimator.observe([(1, 1)])
     assert estimator.expected(1) > 0.6
 
@@ -63,7 +63,7 @@ def test_depths_not_verified_follow_the_deepest_one_that_is() -> None:
 
 
 def test_doubt_lets_a_few_trials_decide() -> None:
-    for hits, low, high in ((0, 0.0, 0.15), (8, 0.8, 1.0)):
+    for hits, low, high in ((0, 0.0, 0.02), (8, 0.6, 1.0)):
         estimator = AcceptanceEstimator(2)
         estimator.observe([(2, 0)] * 500)
         assert estimator.expected(1) < 0.02

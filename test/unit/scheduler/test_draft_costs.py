@@ -5,7 +5,6 @@ import random
 import pytest
 
 from slipstream.scheduler.draft_costs import StepCosts
-from slipstream.scheduler.draft_curve import Curve
 
 
 def machine(num_decode: int, num_warm: int, depth: int) -> float:
@@ -13,93 +12,78 @@ def machine(num_decode: int, num_warm: int, depth: int) -> float:
 
 
 def measured(*steps: tuple[int, int, int]) -> StepCosts:
-    costs = StepCosts(3, has_refeed=True)
+    costs = StepCosts(3)
     for step in steps:
         for _ in range(3):
             costs.add(*step, machine(*step))
     return costs
 
 
-def test_what_is_measured_is_known_and_lies_on_lines_between_sizes_and_depths() -> None:
-    costs = measured((8, 8, 0), (8, 8, 3), (12, 12, 0), (12, 12, 3))
+def test_what_is_measured_is_known_and_depths_between_lie_on_a_line() -> None:
+    costs = measured((8, 8, 0), (8, 8, 3))
     assert costs.estimate(8, 8, 3) == pytest.approx(machine(8, 8, 3))
-    assert costs.estimate(10, 10, 3) == pytest.approx(machine(10, 10, 3))
     guess = costs.estimate(8, 8, 2)
     assert guess is not None and 0.9 * machine(8, 8, 2) < guess < machine(8, 8, 2), "a guess is a little hopeful"
 
 
 def test_nothing_is_said_of_nothing() -> None:
-    costs = StepCosts(3, has_refeed=True)
+    costs = StepCosts(3)
     assert costs.estimate(4, 4, 2) is None
-    assert costs.plain(4) is None
-    assert costs.known_size(4) is None
+    costs.add(4, 4, 2, 1.0)
+    assert costs.estimate(4, 4, 2) is None, "one sample may be an outlier"
 
 
 def test_from_full_depth_alone_plain_decoding_looks_worth_a_try_and_the_other_way_round() -> None:
-    costs = measured((4, 4, 3))
-    guess = costs.estimate(4, 4, 0)
-    assert guess is not None and guess < machine(4, 4, 0)
-    costs = measured((4, 4, 0))
-    guess = costs.estimate(4, 4, 3)
-    assert guess is not None and guess < machine(4, 4, 3)
+    for depth, other in ((3, 0), (0, 3)):
+        guess = measured((4, 4, depth)).estimate(4, 4, other)
+        assert guess is not None and guess < machine(4, 4, other)
 
 
 def test_another_size_nearby_tells_what_a_depth_costs_and_a_far_one_does_not() -> None:
     costs = measured((8, 8, 0), (8, 8, 3), (12, 12, 0), (64, 64, 0))
     near, far = costs.estimate(12, 12, 3), costs.estimate(64, 64, 3)
     assert near == pytest.approx(machine(12, 12, 3), rel=0.1)
-    assert far == pytest.approx(machine(64, 64, 0)), "hopeful, for want of anything near"
+    assert far is not None and far < 1.01 * machine(64, 64, 0), "hopeful, for want of anything near"
 
 
-def test_slots_warm_and_cold_cost_between_the_two_until_such_a_mix_has_been_measured() -> None:
+def test_slots_warm_and_cold_cost_between_the_two() -> None:
     costs = measured((16, 0, 0), (16, 16, 0), (16, 16, 2))
     plain, full = machine(16, 0, 0), machine(16, 16, 2)
-    assert costs.estimate(16, 4, 2) == pytest.approx(plain + (full - plain) / 4)
-    for _ in range(3):
-        costs.add(16, 4, 2, 15.0)
-    assert costs.estimate(16, 4, 2) == pytest.approx(15.0)
-    assert costs.estimate(16, 16, 2) == pytest.approx(full)
-
-
-def test_a_shallower_step_is_never_dearer_than_a_deeper_one() -> None:
-    costs = measured((4, 4, 2))
-    for _ in range(3):
-        costs.add(4, 4, 0, 100.0)
-    assert costs.estimate(4, 4, 0) == pytest.approx(machine(4, 4, 2))
-    assert costs.plain(4) is not None and costs.plain(4) <= machine(4, 4, 2)  # type: ignore[operator]
+    few, most = costs.estimate(16, 1, 2), costs.estimate(16, 15, 2)
+    assert few is not None and most is not None
+    assert plain + (full - plain) / 5 < few < most < full, "a part is paid for the first slot already"
+    costs.add(16, 4, 2, 99.0)
+    assert costs.estimate(16, 1, 2) == few
 
 
 def test_outliers_are_left_out_and_the_mean_stays_true() -> None:
     rng = random.Random(5)
-    curve = Curve()
-    estimates = []
+    costs = StepCosts(1)
+    estimates: list[float] = []
     for step in range(2000):
-        curve.add(4, 10.0 * rng.lognormvariate(0, 0.05) * (5 if rng.random() < 0.02 else 1))
+        costs.add(4, 4, 1, 10.0 * rng.lognormvariate(0, 0.05) * (5 if rng.random() < 0.02 else 1))
         if step > 20:
-            estimates.append(curve.points[4])
+            estimates.append(costs.estimate(4, 4, 1) or 0.0)
     assert sum(estimates) / len(estimates) == pytest.approx(10.0, rel=0.02)
     late = sorted(estimates)
-    assert late[len(late) // 50] > 9.4 and late[-len(late) // 50] < 10.6
-
-
-def test_times_that_come_in_two_kinds_are_averaged() -> None:
-    rng = random.Random(6)
-    curve = Curve()
-    total = 0.0
-    for _ in range(600):
-        curve.add(1, 6.0 if rng.random() < 0.6 else 9.0)
-        total += curve.points.get(1, 7.2)
-    assert total / 600 == pytest.approx(7.2, rel=0.04)
+    assert late[len(late) // 50] > 9.4 and late[-len(late) // 50] < 11.0
 
 
 def test_a_machine_that_slows_down_takes_all_depths_along() -> None:
     costs = measured((1, 1, 0), (1, 1, 1), (1, 1, 3))
     for _ in range(12):
         costs.add(1, 1, 3, machine(1, 1, 3))
-    changed = [costs.add(1, 1, 3, 2 * machine(1, 1, 3)) for _ in range(3)]
-    assert changed == [False, False, True]
+    for _ in range(3):
+        costs.add(1, 1, 3, 2 * machine(1, 1, 3))
     for depth in (0, 1, 3):
         assert costs.estimate(1, 1, depth) == pytest.approx(2 * machine(1, 1, depth))
+
+
+def test_what_a_short_look_finds_changed_is_that_depth_alone() -> None:
+    costs = measured((1, 1, 0), (1, 1, 3))
+    for _ in range(12):
+        costs.add(1, 1, 3, machine(1, 1, 3))
     for _ in range(3):
-        costs.add(1, 1, 0, machine(1, 1, 0))
-    assert costs.estimate(1, 1, 0) == pytest.approx(machine(1, 1, 0)), "until it is measured again"
+        costs.add(1, 1, 0, 0.5 * machine(1, 1, 0))
+    assert costs.estimate(1, 1, 0) == pytest.approx(0.5 * machine(1, 1, 0))
+    assert costs.estimate(1, 1, 3) == pytest.approx(machine(1, 1, 3))

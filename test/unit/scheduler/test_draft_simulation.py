@@ -111,7 +111,7 @@ class Server:
                     stream.is_warm = False
             decoding = [stream for stream in running if not stream.num_prompt_steps]
             num_warm = sum(stream.is_warm for stream in decoding)
-            depth = controller.choose(len(decoding), num_warm) if controller else 0
+            depth = controller.choose(len(decoding), num_warm) if controller and decoding else 0
             while len(running) < self.concurrency(time):
                 length = random.Random(f"{self.seed} {number}").randint(*self.lengths)
                 is_warm = controller is not None and controller.admits_warm()

@@ -1,15 +1,14 @@
 """Tiny drafts of every kind that can be loaded; one thread, no gradients."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from support.checkpoints import PARAMS, reference_model, write_native
 from support.draft_checkpoints import write_draft
 from support.moe_checkpoints import MLA_PARAMS
+from support.one_thread import for_tiny_models as for_tiny_models
 
 DRAFTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # params of the target, and what else the draft has
     "GQA": (PARAMS, {}),
@@ -17,15 +16,6 @@ DRAFTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # params of the ta
     "MLA": (MLA_PARAMS, {}),
     "MLA with experts": (MLA_PARAMS, {"experts": True}),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from slipstream.config.drafting import DraftShape
-from slipstream.errors import ConfigError
 from slipstream.messages.sampling import SamplingParams
 from support.speculator_harness import GREEDY, SpeculatorHarness, node_paths, path_of
 
@@ -157,15 +156,3 @@ def test_rejection_sampling_keeps_what_drafts_were_drawn_from(pairs: Pairs) -> N
             assert int(drawn) == drafts[step]
             torch.testing.assert_close(candidates.draft_probs[row, step], expected[0], atol=1e-5, rtol=0)
         assert not candidates.draft_probs[row, depth:].any()
-
-
-@pytest.mark.parametrize(
-    ("shape", "rejection", "problem"),
-    [
-        (DraftShape(2, 98, 5), False, "--speculative-eagle-topk is 98, more than the 97 tokens"),
-        (DraftShape(2, 2, 5), True, "rejection sampling verifies chains only"),
-    ],
-)
-def test_what_cannot_be_drafted_is_refused(pairs: Pairs, shape: DraftShape, rejection: bool, problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem):
-        SpeculatorHarness(*pairs["GQA"], shape, rejection=rejection)
