@@ -54,8 +54,8 @@ class RandomController(DraftController):
         self._random = random.Random(seed)
 
     def choose(self, num_decode: int, num_warm: int) -> int:
-        assert 1 <= num_warm <= num_decode
-        return self._random.randint(0, self._deepest)
+        assert 0 <= num_warm <= num_decode and num_decode
+        return self._random.randint(0, self._deepest if num_warm else 0)
 
     def admits_warm(self) -> bool:
         return self._random.random() < 0.7

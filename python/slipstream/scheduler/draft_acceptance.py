@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 PRIOR = 0.7  # worth trying; a few steps tell
 PRIOR_WEIGHT = 4.0  # trials that a prior counts for
-MEMORY_TRIALS, MEMORY_STEPS = 32, 8  # after as many of either, what was before counts for a third
+MEMORY_TRIALS, MEMORY_STEPS = 64, 8  # after as many of either, what was before counts for a third
 FADING_STEPS = 256  # the same for drafts too deep to be verified lately
 
 

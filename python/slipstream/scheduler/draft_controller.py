@@ -17,12 +17,12 @@ SWITCH_GAIN = 1.03  # a deeper depth must promise that much more; a shallower on
 BLIND_ACCEPTANCE = 0.2  # of the first draft, from which drafting is worth it while no cost is known
 LOOK_STEPS = 4  # at another depth
 FIRST_LOOK_PAUSE, LAST_LOOK_PAUSE = 64, 256  # steps; doubles while the best depth stays the best
-LOSING_STEPS = 16  # in a row without hope of a gain, until running slots go cold
+LOSING_STEPS = 32  # in a row without hope of a gain, until running slots go cold
 RETURN_GAIN = 1.05  # over plain decoding, to keep draft KV again
 FIRST_COLD_PAUSE, LAST_COLD_PAUSE = 128, 2048  # steps until the next scout; doubles when a return has failed
 FAILED_STEPS = 256  # a return has failed if drafting does not pay for so long
 SCOUT_OUTCOMES = 8  # verified drafts of a scout that decide
-HOPELESS_OUTCOMES = 4  # that many, all rejected, decide too
+LEAST_OUTCOMES = 4  # fewer say nothing; so many, all rejected, are enough
 SCOUT_PATIENCE = 256  # steps for a scout to tell
 
 
@@ -51,8 +51,12 @@ class _Scout:
 
     @property
     def has_told(self) -> bool:
-        least = SCOUT_OUTCOMES if self.num_accepted else HOPELESS_OUTCOMES
+        least = SCOUT_OUTCOMES if self.num_accepted else LEAST_OUTCOMES
         return self.num_outcomes >= least or self.age > SCOUT_PATIENCE
+
+    @property
+    def has_hope(self) -> bool:
+        return self.num_outcomes >= LEAST_OUTCOMES and self.num_accepted > 0
 
 
 class DraftController:
@@ -195,7 +199,7 @@ class DraftController:
         scout.num_accepted += sum(num_accepted for _, num_accepted in outcomes)
         if not scout.has_told:
             return
-        if scout.num_accepted and self._gain(self._num_decode) > RETURN_GAIN:
+        if scout.has_hope and self._gain(self._num_decode) > RETURN_GAIN:
             self._leave_cold()
         else:
             self._scout = None

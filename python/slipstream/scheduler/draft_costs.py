@@ -1,5 +1,6 @@
 """What a decode step costs, by batch size and depth: measured, scaled from another size, or hopefully guessed."""
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
@@ -82,7 +83,8 @@ class StepCosts:
 
     def _costs(self, num_decode: int) -> dict[int, float]:
         """Of all kinds; empty before any step was measured."""
-        here = self._measured(_rounded(num_decode))
+        measured = self._measured(_rounded(num_decode))
+        here = dict(measured)
         distances = {size: max(size / num_decode, num_decode / size) for size in self._sizes}
         for size in sorted(distances, key=distances.__getitem__):
             there = self._measured(size)
@@ -93,19 +95,22 @@ class StepCosts:
             here = {kind: cost * scale for kind, cost in there.items()} | here
         if not here:
             return {}
-        costs = {kind: _guess(here, kind) for kind in range(COLD, self._max_depth + 1)}
-        for depth in range(self._max_depth - 1, -1, -1):
-            costs[depth] = min(costs[depth], costs[depth + 1] * (1 - DRAFT_SHARE))
-        costs[COLD] = min(costs[COLD], costs[0])
+        costs = {kind: _guess(here, kind) for kind in (COLD, 0)}
+        for depth in range(1, self._max_depth + 1):
+            least = costs[depth - 1] / (1 - DRAFT_SHARE)
+            costs[depth] = measured.get(depth) or max(_guess(here, depth), least)
         return costs
 
     def _measured(self, size: int) -> dict[int, float]:
         """By kind. Of cold steps and those of depth 0 one stands in for the other."""
-        costs = {kind: cost.usual_s for kind, cost in self._sizes.get(size, {}).items() if cost.usual_s}
+        known = {kind: cost.usual_s for kind, cost in self._sizes.get(size, {}).items() if cost.usual_s}
+        if 0 not in known and COLD in known:
+            known[0] = known[COLD] / (1 - REFEED_SHARE)
+        least, costs = math.inf, {}
+        for depth in sorted(known.keys() - {COLD}, reverse=True):
+            costs[depth] = least = min(known[depth], least * (1 - DRAFT_SHARE))
         if 0 in costs:
-            costs.setdefault(COLD, costs[0] * (1 - REFEED_SHARE))
-        elif COLD in costs:
-            costs[0] = costs[COLD] / (1 - REFEED_SHARE)
+            costs[COLD] = min(known.get(COLD, costs[0] * (1 - REFEED_SHARE)), costs[0])
         return costs
 
 
@@ -120,7 +125,7 @@ def _rounded(num_decode: int) -> int:
 
 
 def _guess(known: Mapping[int, float], kind: int) -> float:
-    """The cost of a depth by those known: on a line between two; shallower ones cost less, deeper ones hardly more.
+    """The cost of a depth by those known: on a line between two; shallower ones cost less, deeper ones no more.
 
     >>> _guess({1: 6.0, 3: 8.0}, 2), _guess({3: 10.0}, 0), _guess({0: 5.0}, 2)
     (6.6499999999999995, 4.0, 4.75)

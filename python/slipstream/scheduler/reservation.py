@@ -27,19 +27,13 @@ def rows_needed(shape: DraftShape, depth: int, length_ub: int, limit: int) -> in
     return min(end, limit) if shape.is_chain else end
 
 
-def useful_depth(shape: DraftShape, depth: int, length_lb: int, limit: int, max_draft_tokens: int | None) -> int:
+def useful_depth(depth: int, length_lb: int, limit: int, max_draft_tokens: int | None) -> int:
     """Longest path of drafts, up to `depth`, that a step can use: the token after the last accepted draft comes on top.
-    No step has more than `max_draft_tokens` drafts, all branches of a tree together.
 
     A request that may become 10 tokens long and has 8, or will have, gets 2 more: one draft and the token after it.
 
-    >>> chain, tree = DraftShape(depth=3, topk=1, num_nodes=3), DraftShape(depth=3, topk=4, num_nodes=7)
-    >>> useful_depth(chain, 3, length_lb=8, limit=10, max_draft_tokens=None), useful_depth(chain, 3, 8, 20, 2)
+    >>> useful_depth(3, length_lb=8, limit=10, max_draft_tokens=None), useful_depth(3, 8, 20, max_draft_tokens=2)
     (1, 2)
-    >>> useful_depth(tree, 3, length_lb=8, limit=20, max_draft_tokens=4), useful_depth(tree, 3, 8, 20, 3)
-    (1, 0)
     """
     depth = max(min(depth, limit - length_lb - 1), 0)
-    while max_draft_tokens is not None and shape.nodes(depth) > max_draft_tokens:
-        depth -= 1
-    return depth
+    return depth if max_draft_tokens is None else min(depth, max_draft_tokens)

@@ -232,8 +232,7 @@ class Scheduler:
 
     def _fitting_depth(self, sequence: Sequence, depth: int) -> int:
         """The longest path of drafts up to `depth` that is of use and has pages without anybody's preemption."""
-        most = sequence.sampling.max_draft_tokens
-        depth = useful_depth(self._drafting.shape, depth, sequence.length_lb, sequence.limit, most)
+        depth = useful_depth(depth, sequence.length_lb, sequence.limit, sequence.sampling.max_draft_tokens)
         while depth > 0 and not self._fits(sequence, depth):
             depth -= 1
         return depth

@@ -24,11 +24,12 @@ class _Slots:
     slots: Sequence[int]
     lens: Sequence[int]  # their committed lengths
     depths: Sequence[int]
+    limits: Sequence[int | None]  # of the drafts of each slot
 
     def deeper(self, depth: int) -> "_Slots":
         """Those that want drafts below this depth: the first ones."""
         count = sum(each > depth for each in self.depths)
-        return _Slots(self.slots[:count], self.lens[:count], self.depths[:count])
+        return _Slots(self.slots[:count], self.lens[:count], self.depths[:count], self.limits[:count])
 
     def shifted(self, distance: int) -> list[int]:
         """The positions so far after the committed tokens."""
@@ -72,7 +73,9 @@ class AutoRegressiveSpeculator(DraftModelSpeculator):
         scores = self.sampler.scores(self.target.compute_logits(logits_hidden), slots, positions, paths)
         return likeliest(scores, self.shape.topk)
 
-    def propose(self, slots: Sequence[int], depths: Sequence[int]) -> Candidates:
+    def propose(
+        self, slots: Sequence[int], depths: Sequence[int], limits: Sequence[int | None] | None = None
+    ) -> Candidates:
         """See BaseSpeculator.propose. `slots` differ from each other; a slot's pages have room for shape.rows(depth)
         rows beyond the committed ones.
         """
@@ -83,6 +86,7 @@ class AutoRegressiveSpeculator(DraftModelSpeculator):
             slots=[slots[index] for index in order],
             lens=[self.state.committed_len_cpu[slots[index]] for index in order],
             depths=[depths[index] for index in order],
+            limits=[limits[index] if limits is not None else None for index in order],
         )
         assert wanted.depths[0] <= self.shape.depth, f"depths {depths}, but at most {self.shape.depth} are configured"
         drafted = self._draft_chains(wanted) if self.shape.is_chain else self._draft_trees(wanted)
@@ -133,7 +137,10 @@ class AutoRegressiveSpeculator(DraftModelSpeculator):
             targets = [position for position in active.shifted(level + 1) for _ in range(topk)]
             paths = frontier.paths() if self.sampler.uses_paths(active.slots) else None
             builder.add(*self.rank_drafts(out.logits_hidden, slots, targets, paths))
-        counts = tuple(self.shape.nodes(depth) for depth in wanted.depths)
+        counts = tuple(
+            self.shape.nodes(depth) if limit is None else min(self.shape.nodes(depth), limit)
+            for depth, limit in zip(wanted.depths, wanted.limits, strict=True)
+        )
         token_ids, parents = builder.build(counts)
         return Candidates(counts, token_ids, parents, is_chain=False)
 

@@ -58,5 +58,9 @@ class BaseSpeculator(ABC):
         """Take in what has become final: the step after it, propose() continues from there."""
 
     @abstractmethod
-    def propose(self, slots: Sequence[int], depths: Sequence[int]) -> Candidates:
-        """Drafts for `slots`, which are followed unless their depth is 0; no path is longer than the slot's depth."""
+    def propose(
+        self, slots: Sequence[int], depths: Sequence[int], limits: Sequence[int | None] | None = None
+    ) -> Candidates:
+        """Drafts for `slots`, which are followed unless their depth is 0; no path is longer than the slot's depth, and
+        no tree has more drafts than the slot's limit, which is its depth at least. None: as many as DraftShape allows.
+        """

@@ -34,7 +34,9 @@ class NgramSpeculator(BaseSpeculator):
     def release(self, slot: int) -> None:
         self._indices.pop(slot, None)
 
-    def propose(self, slots: Sequence[int], depths: Sequence[int]) -> Candidates:
+    def propose(
+        self, slots: Sequence[int], depths: Sequence[int], limits: Sequence[int | None] | None = None
+    ) -> Candidates:
         """See BaseSpeculator.propose. A slot whose last tokens are new in its text has no drafts."""
         drafts = [
             self._indices[slot].continuation(depth) if depth else [] for slot, depth in zip(slots, depths, strict=True)

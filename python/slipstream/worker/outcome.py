@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from slipstream.messages.sampling import Logprob
+from slipstream.messages.to_worker import PrefillChunk
 from slipstream.sampling.candidates import Candidates
 from slipstream.sampling.verify import Accepted
 
@@ -68,3 +70,17 @@ def paths_of(
         )
         first_row += 1 + num_drafts
     return paths
+
+
+def run_of_path(path: Path, device: torch.device) -> Run:
+    """Of a decode slot, whose rows in the step are its sampled rows."""
+    rows = [path.first_row + node for node in path.nodes]
+    return Run(path.slot, path.start, rows, torch.tensor(path.token_ids, device=device))
+
+
+def run_of_chunk(chunk: PrefillChunk, last_row: int, prompt: Tensor, sampled: Sequence[int]) -> Run:
+    """Of a chunk that ends in row `last_row` of the step. After the prompt's last token comes the `sampled` one."""
+    successors = prompt[chunk.start + 1 : chunk.start + chunk.length + 1]
+    if chunk.last:
+        successors = torch.cat((successors, prompt.new_tensor(sampled)))
+    return Run(chunk.slot, chunk.start, range(last_row + 1 - chunk.length, last_row + 1), successors)

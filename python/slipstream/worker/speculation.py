@@ -20,26 +20,27 @@ class Speculation:
 
     def __init__(self, speculator: BaseSpeculator) -> None:
         self._speculator = speculator
-        self._followed: set[int] = set()
+        self._limits: dict[int, int | None] = {}  # of the slots that are followed: most drafts in one step
 
     def add(self, new: NewRequest) -> None:
         """A request has entered its slot."""
         if new.warm or (not self._speculator.needs_hidden and new.sampling.max_draft_tokens != 0):
-            self._followed.add(new.slot)
+            self._limits[new.slot] = new.sampling.max_draft_tokens
             self._speculator.add(new.slot, new.token_ids[: new.num_cached + 1])
 
     def release(self, slot: int) -> None:
         """The slot is empty, or has gone cold."""
-        if slot in self._followed:
-            self._followed.remove(slot)
+        if slot in self._limits:
+            del self._limits[slot]
             self._speculator.release(slot)
 
     def follows(self, slot: int) -> bool:
-        return slot in self._followed
+        return slot in self._limits
 
     def propose(self, slots: Sequence[int], depths: dict[int, int]) -> Candidates:
         """Drafts for the decode slots `slots`, in their order. A slot that is not followed has none."""
-        return self._speculator.propose(slots, [depths.get(slot, 0) if slot in self._followed else 0 for slot in slots])
+        wanted = [depths.get(slot, 0) if slot in self._limits else 0 for slot in slots]
+        return self._speculator.propose(slots, wanted, [self._limits.get(slot) for slot in slots])
 
     def extend(self, runs: Sequence[Run], num_decode: int, hidden: Tensor, images: ImageRows | None) -> None:
         """Followed slots have got these rows: first those of `num_decode` decode slots, then those of chunks.

@@ -22,7 +22,7 @@ from slipstream.sampling.verifier import Verifier
 from slipstream.worker.batch import Batch, build_batch, last_row_of_each, scored_rows
 from slipstream.worker.device_state import DeviceState
 from slipstream.worker.images import ImageStore
-from slipstream.worker.outcome import Outcome, Path, Run, paths_of
+from slipstream.worker.outcome import Outcome, Path, paths_of, run_of_chunk, run_of_path
 from slipstream.worker.speculation import Speculation
 from slipstream.worker.threads import threads_for_step
 
@@ -157,9 +157,11 @@ class Worker:
             self._score_prompt(chunk, hidden[last_row + 1 - chunk.length : last_row + 1], outcomes[chunk.slot])
         self._check_chunks(batch.num_decode_rows, chunks, hidden)
         paths = self._sample(batch, hidden, outcomes) if batch.sampled_slots else []
-        self._commit(paths[: len(decode)], batch.candidates.is_chain)
+        decoded = [path for path in paths if path.first_row < batch.num_decode_rows]
+        self._commit(decoded, batch.candidates.is_chain)
         if self._speculation is not None:
-            self._extend_draft(self._speculation, batch, paths, chunks, hidden)
+            sampled = {path.slot: path.token_ids for path in paths}
+            self._extend_draft(self._speculation, decoded, chunks, sampled, batch.num_decode_rows, hidden)
         if self._images is not None:
             for chunk in chunks:
                 if chunk.last:
@@ -263,43 +265,23 @@ class Worker:
     def _extend_draft(
         self,
         speculation: Speculation,
-        batch: Batch,
-        paths: Sequence[Path],
+        decoded: Sequence[Path],
         chunks: Sequence[PrefillChunk],
+        sampled: dict[int, list[int]],
+        num_decode_rows: int,
         hidden: Tensor,
     ) -> None:
-        """Tell the speculator what has become final of the slots that it follows."""
-        decode_slots = set(batch.sampled_slots) - {chunk.slot for chunk in chunks}
-        device = hidden.device
-        runs = [
-            Run(
-                path.slot,
-                path.start,
-                [path.first_row + node for node in path.nodes],
-                torch.tensor(path.token_ids, device=device),
-            )
-            for path in paths
-            if path.slot in decode_slots and speculation.follows(path.slot)
-        ]
+        """Tell the speculator what has become final of slots that it follows. `sampled`: what each slot has drawn."""
+        runs = [run_of_path(path, hidden.device) for path in decoded if speculation.follows(path.slot)]
         num_decode, num_rows = len(runs), sum(len(run.rows) for run in runs)
-        drawn = {path.slot: path.token_ids for path in paths}
         kept = []
-        for chunk, last_row in zip(chunks, last_row_of_each(batch.num_decode_rows, chunks), strict=True):
+        for chunk, last_row in zip(chunks, last_row_of_each(num_decode_rows, chunks), strict=True):
             if speculation.follows(chunk.slot) and chunk.slot not in self._errors:
                 kept.append(chunk)
-                known = self._state.prompts[chunk.slot][chunk.start + 1 : chunk.start + chunk.length + 1]
-                after = torch.tensor(drawn[chunk.slot], device=device) if chunk.last else known[:0]
-                runs.append(
-                    Run(
-                        chunk.slot,
-                        chunk.start,
-                        range(last_row + 1 - chunk.length, last_row + 1),
-                        torch.cat((known, after)),
-                    )
-                )
+                runs.append(run_of_chunk(chunk, last_row, self._state.prompts[chunk.slot], sampled.get(chunk.slot, [])))
         if runs:
             images = self._image_rows(num_rows, kept, ahead=1)
-            self._set_threads(num_rows + sum(chunk.length for chunk in kept))
+            self._set_threads(sum(len(run.rows) for run in runs))
             speculation.extend(runs, num_decode, hidden, images)
 
     def _score_prompt(self, chunk: PrefillChunk, hidden: Tensor, outcome: Outcome) -> None:

