@@ -63,16 +63,18 @@ def run_install(args: argparse.Namespace) -> None:
 
 
 def run_draft(args: argparse.Namespace) -> None:
-    from embedded_training.draft_stages import TEXT_SIZES, RowSizes, train_on_corpus, train_on_text
+    from embedded_training.draft_stages import CPU_SIZES, TEXT_SIZES, RowSizes, train_on_corpus, train_on_text
     from embedded_training.draft_train import DraftRecipe
 
     recipe = DraftRecipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(DraftRecipe)})
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(RowSizes)}
     given = {name: value for name, value in given.items() if value is not None}
-    sizes = dataclasses.replace(TEXT_SIZES if args.text else RowSizes(), **given)
+    defaults = CPU_SIZES if args.device == "cpu" else TEXT_SIZES if args.text else RowSizes()
+    sizes = dataclasses.replace(defaults, **given)
     train, source = (train_on_text, args.text) if args.text else (train_on_corpus, args.corpus)
     size = (args.n_layers, args.hidden_dim)
     train(args.target, source, args.out, size, sizes, recipe, args.device, args.wall_seconds)
+    print(f"draft written to {args.out}; serve it with --speculative-draft-model-path {args.out}")
 
 
 def run_evaluate_draft(args: argparse.Namespace) -> None:
@@ -80,6 +82,7 @@ def run_evaluate_draft(args: argparse.Namespace) -> None:
 
     measure, source = (measure_on_text, args.text) if args.text else (measure_on_corpus, args.corpus)
     measure(args.target, args.checkpoint, source, args.device, args.dtype, args.limit)
+    print(f"measurements written to {args.checkpoint / 'measurements.json'}")
 
 
 def run_install_draft(args: argparse.Namespace) -> None:
@@ -94,94 +97,119 @@ def main() -> None:
     _add_corpus(stages.add_parser("corpus", help="build tokenizer, token arrays and tests"))
     _add_train(stages.add_parser("train", help="train and export"))
     evaluate = stages.add_parser("evaluate", help="measure an exported checkpoint")
-    evaluate.add_argument("--corpus", type=Path, required=True)
-    evaluate.add_argument("--checkpoint", type=Path, required=True)
-    evaluate.add_argument("--device", default="cpu")
-    evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="arithmetic, not storage")
+    evaluate.add_argument("--corpus", type=Path, required=True, help="what the stage `corpus` wrote")
+    evaluate.add_argument("--checkpoint", type=Path, required=True, help="folder that `train` wrote")
+    _add_device(evaluate, "cpu")
+    _add_dtype(evaluate)
     evaluate.set_defaults(run=run_evaluate)
     install = stages.add_parser("install", help="put checkpoint, tokenizer, record and model card into a folder")
-    install.add_argument("--corpus", type=Path, required=True)
+    install.add_argument("--corpus", type=Path, required=True, help="what the stage `corpus` wrote")
     install.add_argument("--checkpoint", type=Path, required=True, help="must hold the measurements of `evaluate`")
-    install.add_argument("--out", type=Path, required=True)
+    install.add_argument("--out", type=Path, required=True, help="folder to write")
     install.add_argument("--note", default="", help="what the card must say of these weights besides the measurements")
     install.set_defaults(run=run_install)
     _add_draft(stages.add_parser("draft", help="train an EAGLE draft for a target"))
     _add_evaluate_draft(stages.add_parser("evaluate-draft", help="measure a draft's acceptance length"))
     install_draft = stages.add_parser("install-draft", help="put a draft, its record and its card beside its target")
     install_draft.add_argument("--checkpoint", type=Path, required=True, help="with the measurements of evaluate-draft")
-    install_draft.add_argument("--out", type=Path, default=EMBEDDED, help="folder of the target, made by `install`")
+    install_draft.add_argument(
+        "--out", type=Path, default=EMBEDDED, help="folder of the target (default: the embedded model)"
+    )
     install_draft.add_argument("--note", default="", help="what the card must say besides the measurements")
     install_draft.set_defaults(run=run_install_draft)
     args = parser.parse_args(["draft" if argument == "--draft" else argument for argument in sys.argv[1:]])
     from slipstream.errors import SlipstreamError
 
     try:
+        _check_device(getattr(args, "device", None))
         args.run(args)
     except SlipstreamError as error:  # it says what to change
         parser.exit(1, f"{parser.prog}: {error}\n")
 
 
 def _add_corpus(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--packages", nargs="*", help="site-packages folders to read (default: this interpreter's)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--chat-rows", type=int, default=280_000)
-    parser.add_argument("--dialogue-rows", type=int, default=4_000)
-    parser.add_argument("--max-package-bytes", type=int, default=16_000_000)
+    parser.add_argument("--seed", type=int, default=1, help="of all that is drawn (default: %(default)s)")
+    parser.add_argument("--chat-rows", type=int, default=280_000, help="rows of questions (default: %(default)s)")
+    parser.add_argument("--dialogue-rows", type=int, default=4_000, help="rows of dialogues (default: %(default)s)")
+    most = "bytes taken of one package (default: %(default)s)"
+    parser.add_argument("--max-package-bytes", type=int, default=16_000_000, help=most)
     parser.set_defaults(run=run_corpus)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     from embedded_training.train import Recipe
 
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--seconds", type=float, default=math.inf, help="stop a trial early")
+    parser.add_argument("--corpus", type=Path, required=True, help="what the stage `corpus` wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    _add_device(parser, "cuda")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop a trial early (default: no limit)")
+    recipe = parser.add_argument_group("recipe", "see Recipe in embedded_training/train.py")
     for field in dataclasses.fields(Recipe):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+        flag = f"--{field.name.replace('_', '-')}"
+        recipe.add_argument(flag, type=type(field.default), default=field.default, help="default: %(default)s")
+    shape = parser.add_argument_group("shape", "keys of the model's params.json")
     for name, default in MODEL_SHAPE.items():
         kind = (lambda text: text == "true") if isinstance(default, bool) else type(default)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default)
+        shape.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help="default: %(default)s")
     parser.set_defaults(run=run_train)
 
 
 def _add_draft(parser: argparse.ArgumentParser) -> None:
-    from embedded_training.draft_stages import TEXT_SIZES, RowSizes
-    from embedded_training.draft_train import DraftRecipe
+    from embedded_training.draft_options import add_recipe, add_sizes
 
     _add_pair_and_text(parser)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--n-layers", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the draft into")
+    _add_device(parser, "cuda")
+    parser.add_argument("--n-layers", type=int, default=2, help="layers of the draft (default: %(default)s)")
     parser.add_argument(
         "--hidden-dim", type=int, help="width of the feed-forward part (default: with --text the target's)"
     )
-    parser.add_argument("--wall-seconds", type=float, default=math.inf, help="limit on writing, compiling and training")
-    for field in dataclasses.fields(DraftRecipe):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
-    for field in dataclasses.fields(RowSizes):
-        defaults = f"default: {field.default} with --corpus, {getattr(TEXT_SIZES, field.name)} with --text"
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), help=defaults)
+    limit = "limit on writing, compiling and training (default: none)"
+    parser.add_argument("--wall-seconds", type=float, default=math.inf, help=limit)
+    add_recipe(parser)
+    add_sizes(parser)
     parser.set_defaults(run=run_draft)
 
 
 def _add_evaluate_draft(parser: argparse.ArgumentParser) -> None:
     _add_pair_and_text(parser)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the draft")
-    parser.add_argument("--device", default="cpu", choices=("cuda", "cpu"))
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="arithmetic, not storage")
-    parser.add_argument("--limit", type=int, help="measure on fewer prompts of each kind")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the draft; gets measurements.json")
+    _add_device(parser, "cpu")
+    _add_dtype(parser)
+    parser.add_argument("--limit", type=int, help="prompts of each kind (default: 100)")
     parser.set_defaults(run=run_evaluate_draft)
 
 
 def _add_pair_and_text(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", type=Path, default=EMBEDDED, help="folder of the target")
+    of_target = "folder of the target (default: the embedded model)"
+    parser.add_argument("--target", type=Path, default=EMBEDDED, help=of_target)
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--corpus", type=Path, help="what the stage `corpus` wrote, for the embedded model")
     kinds.add_argument(
         "--text", type=Path, nargs="+", help="files and folders of text, and .jsonl files of conversations"
     )
+
+
+def _add_device(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--device", default=default, choices=("cuda", "cpu"), help="default: %(default)s")
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    text = "arithmetic, not storage (default: %(default)s)"
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help=text)
+
+
+def _check_device(device: str | None) -> None:
+    """Raises ConfigError where there is no such device."""
+    if device == "cuda":
+        import torch
+
+        from slipstream.errors import ConfigError
+
+        if not torch.cuda.is_available():
+            raise ConfigError("PyTorch finds no NVIDIA GPU here: give --device cpu, for a trial on a tiny model")
 
 
 if __name__ == "__main__":

@@ -126,8 +126,8 @@ class Engine:
         sampling_seed, stop, stop_token_ids, ignore_eos, min_new_tokens, presence_penalty, frequency_penalty,
         repetition_penalty, logit_bias, skip_special_tokens, accept_cap. `top_logprobs` asks for logprobs of the answer,
         with that many alternatives; `prompt_logprobs_from` for those of the prompt from this position on.
-        `speculative` False answers without drafts, `max_draft_tokens` with at most so many in a step, with trees in the
-        whole tree. `progress` shows a bar.
+        `speculative` False answers without drafts, with `max_draft_tokens` there are at most so many drafts in one
+        step, with trees all branches together. `progress` shows a bar.
         Raises RequestError for a wrong value, before anything runs, or for a prompt that is too long.
         """
         batch: Sequence[Promptlike] = prompts if _is_many(prompts) else [prompts]  # type: ignore[assignment,list-item]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Pool:
 
     def __init__(self, tokens: Tensor, weights: Tensor, count: int, rng: np.random.Generator) -> None:
         if len(tokens) < count:
-            raise ConfigError(f"a batch needs {count} rows and there are {len(tokens)}: give more text or fewer rows")
+            raise ConfigError(f"a batch needs {count} rows and there are {len(tokens)}: lower --batch-tokens")
         self._tokens, self._weights, self._count, self._rng = tokens.to(torch.int32), weights.half(), count, rng
         self._order: np.ndarray = np.empty(0, dtype=np.int64)
 
@@ -106,16 +107,21 @@ def cut_range(length: int) -> tuple[int, int]:
 
 
 def continued_source(
-    target: Target, tokens: Tensor, greedy_share: float, rng: np.random.Generator
+    target: Target, tokens: Tensor, greedy_share: float, rng: np.random.Generator, deadline: float = math.inf
 ) -> tuple[Tensor, Tensor]:
-    """Rows cut at a random place and continued by the target, greedily and by sampling in turns: tokens, weights."""
+    """Rows cut at a random place and continued by the target, greedily and by sampling in turns: tokens, weights.
+
+    What the target has not reached at `deadline` stays as it was, and counts nothing.
+    """
     rows, length = tokens.shape
     shortest, longest = cut_range(length)
     starts = torch.from_numpy(rng.integers(shortest, longest + 1, rows)).to(tokens.device)
     temperatures = torch.from_numpy(_temperatures(rows, length, greedy_share, rng)).to(tokens.device)
     written = torch.arange(length, device=tokens.device) >= starts[:, None]
     weights = torch.where(written, 1.0, PROMPT_WEIGHT)
-    return target.continue_rows(tokens, starts, temperatures), weights
+    done = target.continue_rows(tokens, starts, temperatures, deadline)
+    weights[:, done.shape[1] :] = 0
+    return torch.cat([done, tokens[:, done.shape[1] :]], dim=1), weights
 
 
 def _temperatures(rows: int, length: int, greedy_share: float, rng: np.random.Generator) -> np.ndarray:
@@ -157,19 +163,25 @@ def answer_weights(tokens: Tensor, starts: Tensor, stops: Sequence[int]) -> Tens
 
 
 def written_rows(
-    target: Target, prompts: Callable[[], Tensor], rows: tuple[int, int], seconds: float, rng: np.random.Generator
+    target: Target,
+    prompts: Callable[[int], Tensor],
+    rows: tuple[int, int, int],
+    seconds: float,
+    rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """As many continued rows as can be made in `seconds`, within `rows` (least, most): tokens, weights.
+    """As many continued rows as can be made in `seconds`, within `rows` (least, most, at once): tokens, weights.
 
-    `prompts` gives the rows that are continued together, whole: ids [B, T] on the target's device.
+    `prompts(n)` gives n rows that are continued together, whole: ids [n, T] on the target's device.
     """
     started, made, count = time.perf_counter(), list[tuple[Tensor, Tensor]](), 0
-    least, most = rows
+    least, most, at_once = rows
+    print(f"the target continues up to {most:,} rows of text, for at most {seconds:.0f} s", flush=True)
     while count < most and (count < least or time.perf_counter() - started < seconds):
-        made.append(continued_source(target, prompts(), 0.7, rng))
+        made.append(continued_source(target, prompts(min(at_once, most - count)), 0.7, rng, started + seconds))
         count += len(made[-1][0])
         if made[-1][0].is_cuda:
             torch.cuda.synchronize()
+        print(f"  {count:,} rows after {time.perf_counter() - started:.1f} s", flush=True)
     return joined(made)
 
 

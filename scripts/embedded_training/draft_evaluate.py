@@ -123,6 +123,7 @@ def corpus_replies(
 ) -> dict[str, Replies]:  # type: ignore[type-arg]
     """The target's replies to both kinds of prompts of a corpus folder's tests.json."""
     questions, cuts = question_prompts(tests)[:limit], source_cuts(tests["held_out"], seed, limit or COMPLETIONS)
+    print(f"to measure with, the target answers {len(questions)} questions and continues {len(cuts)} cuts", flush=True)
     return {
         "questions": greedy_replies(target, questions, ANSWER_TOKENS, (EOS,)),
         "source": greedy_replies(target, cuts, COMPLETION_TOKENS, (EOS,)),

@@ -126,10 +126,10 @@ class LoadedTarget:
         """See Target."""
         return self._forward(tokens, 0)
 
-    def continue_rows(self, tokens: Tensor, starts: Tensor, temperatures: Tensor) -> Tensor:
+    def continue_rows(self, tokens: Tensor, starts: Tensor, temperatures: Tensor, deadline: float = math.inf) -> Tensor:
         """See Target."""
         self._attention.open_cache(*tokens.shape)
-        rows = continued(self._forward, self.head, tokens, starts, temperatures)
+        rows = continued(self._forward, self.head, tokens, starts, temperatures, deadline)
         self._attention.close_cache()
         return rows
 

@@ -237,10 +237,12 @@ def draft_tensors(model: DraftModel) -> dict[str, Tensor]:
 
 
 def save_draft(model: DraftModel, folder: Path) -> None:
-    """Writes params.json and consolidated.safetensors."""
+    """Writes params.json and consolidated.safetensors, both as readable as the umask lets new files be."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "params.json").write_text(json.dumps(model.params, indent=2) + "\n", encoding="utf-8")
-    save_file(draft_tensors(model), folder / "consolidated.safetensors", metadata={"format": "pt"})
+    params, weights = folder / "params.json", folder / "consolidated.safetensors"
+    params.write_text(json.dumps(model.params, indent=2) + "\n", encoding="utf-8")
+    save_file(draft_tensors(model), weights, metadata={"format": "pt"})
+    weights.chmod(params.stat().st_mode & 0o777)  # safetensors lets the owner alone read it
 
 
 def load_draft(folder: Path, compute_dtype: torch.dtype, device: str = "cpu") -> DraftModel:

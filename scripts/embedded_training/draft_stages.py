@@ -26,7 +26,7 @@ from embedded_training.draft_evaluate import Replies, acceptance, corpus_replies
 from embedded_training.draft_model import DraftModel, load_draft
 from embedded_training.draft_params import draft_params
 from embedded_training.draft_target import EmbeddedTarget, Target
-from embedded_training.draft_train import DraftRecipe, Part, train_draft
+from embedded_training.draft_train import DraftRecipe, Part, log_line, train_draft
 
 DRAFTS = 3  # per step, wherever acceptance is measured
 HELD_OUT_SHARE = 0.05  # of --text, for the measurements during training
@@ -55,6 +55,17 @@ class RowSizes:
 TEXT_SIZES = RowSizes(
     source_length=1024, source_batches=1, chat_length=1024, written_rows=16384, at_once=1024, write_seconds=600.0
 )  # of targets that are not the embedded model
+CPU_SIZES = RowSizes(
+    batch_tokens=1024,
+    source_length=128,
+    source_batches=1,
+    long_length=256,
+    written_rows=128,
+    chat_rows=256,
+    at_once=16,
+    write_seconds=60.0,
+    measured=8,
+)  # a trial
 
 
 def corpus_parts(target: EmbeddedTarget, corpus: CorpusArrays, sizes: RowSizes, device: str) -> list[Part]:
@@ -62,18 +73,18 @@ def corpus_parts(target: EmbeddedTarget, corpus: CorpusArrays, sizes: RowSizes, 
     started, least = time.perf_counter(), sizes.batch_tokens // sizes.source_length
     tokens, weights = written_rows(
         target,
-        lambda: source_prompts(corpus, sizes.at_once, sizes.source_length, 0.2).to(device),
-        (least, sizes.written_rows),
+        lambda count: source_prompts(corpus, count, sizes.source_length, 0.2).to(device),
+        (least, sizes.written_rows, sizes.at_once),
         sizes.write_seconds,
         corpus.rng,
     )
-    print(f"source: {tuple(tokens.shape)} rows written after {time.perf_counter() - started:.1f} s", flush=True)
-    source = Pool(tokens, weights, least, corpus.rng)
+    source = Pool(tokens, weights, min(least, len(tokens)), corpus.rng)
     stored = corpus.chat[corpus.rng.permutation(len(corpus.chat))[: sizes.chat_rows], : sizes.chat_length]
     chunks = range(0, len(stored), sizes.at_once)
+    print(f"the target answers {len(stored):,} questions", flush=True)
     answered = [answered_questions(target, stored[i : i + sizes.at_once], corpus.rng, device) for i in chunks]
     chat = Pool(*joined(answered), sizes.batch_tokens // sizes.chat_length, corpus.rng)
-    print(f"chat: {sum(len(t) for t, _ in answered)} rows after {time.perf_counter() - started:.1f} s", flush=True)
+    print(f"rows are written after {time.perf_counter() - started:.1f} s", flush=True)
     rows = max(3, sizes.batch_tokens // sizes.long_length)
     long = LongRows(corpus, sizes.long_length, (rows - 2, 1, 1), device)
     return [Part("source", source, 1.0, sizes.source_batches), Part("long", long, 0.3), Part("chat", chat, 0.2)]
@@ -144,18 +155,17 @@ def train_on_text(
     at_once = target.at_once(lengths[0], sizes.at_once)
     written = written_rows(
         target,
-        lambda: corpus.rows(at_once, lengths[0], rng).to(device),
-        (counts[0], sizes.written_rows),
+        lambda count: corpus.rows(count, lengths[0], rng).to(device),
+        (counts[0], sizes.written_rows, at_once),
         seconds,
         rng,
     )
-    print(f"text: {tuple(written[0].shape)} written after {time.perf_counter() - started:.1f} s", flush=True)
-    parts = [Part("text", Pool(*written, counts[0], rng), 1.0, sizes.source_batches)]
+    pool = Pool(*written, min(counts[0], len(written[0])), rng)
+    parts = [Part("text", pool, 1.0, sizes.source_batches)]
     parts.append(Part("long", PlainRows(corpus, (counts[1], lengths[1]), rng, device), 0.3))
     if corpus.chats:
         at_once = target.at_once(lengths[2], sizes.at_once)
         answered = joined(answered_chats(target, corpus, (sizes.chat_rows, lengths[2]), at_once, seconds, device))
-        print(f"chat: {tuple(answered[0].shape)} after {time.perf_counter() - started:.1f} s", flush=True)
         parts.append(Part("chat", Pool(*answered, min(counts[2], len(answered[0])), rng), 1.0))
     tests = text_replies(target, held_out, context, recipe.seed, sizes.measured)
     notes = _notes(folder, sizes, time.perf_counter() - started)
@@ -193,7 +203,7 @@ def _measure(folder: Path, target: Target, draft_folder: Path, tests: dict[str, 
     found: dict[str, Any] = {"arithmetic": dtype, "drafts": DRAFTS, "target_sha256": weights_hash(folder)}
     for name, replies in tests.items():
         found[name] = {"prompts": len(replies.tokens)} | asdict(acceptance(target, draft, replies, DRAFTS))
-        print(f"{name}: {found[name]}", flush=True)
+        print(f"{name}: {log_line(found[name])}", flush=True)
     (draft_folder / "measurements.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 

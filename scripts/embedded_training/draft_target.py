@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -31,10 +33,11 @@ class Target(Protocol):
     def hidden(self, tokens: Tensor) -> Tensor:
         """Ids [B, T] -> hidden states after the final norm [B, T, dim]."""
 
-    def continue_rows(self, tokens: Tensor, starts: Tensor, temperatures: Tensor) -> Tensor:
+    def continue_rows(self, tokens: Tensor, starts: Tensor, temperatures: Tensor, deadline: float = math.inf) -> Tensor:
         """Ids [B, T] with everything from column starts[b] of row b on replaced by the target's own continuation.
 
         The token in column t is drawn at temperatures[b, t], 0 for the likeliest one. No token ends a continuation.
+        At `deadline` on time.perf_counter()'s clock it stops and gives the columns that are done.
         """
 
 
@@ -43,10 +46,14 @@ Forward = Callable[[Tensor, int], Tensor]
 
 
 @torch.no_grad()
-def continued(forward: Forward, head: Tensor, tokens: Tensor, starts: Tensor, temperatures: Tensor) -> Tensor:
+def continued(
+    forward: Forward, head: Tensor, tokens: Tensor, starts: Tensor, temperatures: Tensor, deadline: float
+) -> Tensor:
     """See Target.continue_rows. All rows go forward together, those still in their prompts under its tokens."""
     rows, length = tokens.clone(), tokens.shape[1]
     first = int(starts.min())
+    if time.perf_counter() >= deadline:
+        return rows[:, :first]
     with sdpa_kernel(_ANY_LENGTH):
         hidden = forward(rows[:, :first], 0)
         for t in range(first, length):
@@ -55,6 +62,8 @@ def continued(forward: Forward, head: Tensor, tokens: Tensor, starts: Tensor, te
             noise = torch.empty_like(logits).exponential_().clamp_(min=1e-30).log().neg()
             chosen = torch.addcmul(logits, noise, temperatures[:, t, None]).argmax(-1)
             rows[:, t] = torch.where(t < starts, rows[:, t], chosen)
+            if time.perf_counter() >= deadline:
+                return rows[:, : t + 1]
             if t + 1 < length:
                 hidden = forward(rows[:, t : t + 1], t)
     return rows
@@ -83,10 +92,14 @@ class EmbeddedTarget:
         """See Target."""
         return self._normed(self._model(tokens))
 
-    def continue_rows(self, tokens: Tensor, starts: Tensor, temperatures: Tensor) -> Tensor:
+    def continue_rows(self, tokens: Tensor, starts: Tensor, temperatures: Tensor, deadline: float = math.inf) -> Tensor:
         """See Target."""
         decoder = _CachedDecoder(self._model, *tokens.shape)
-        return continued(lambda ids, start: self._normed(decoder(ids, start)), self.head, tokens, starts, temperatures)
+
+        def forward(ids: Tensor, start: int) -> Tensor:
+            return self._normed(decoder(ids, start))
+
+        return continued(forward, self.head, tokens, starts, temperatures, deadline)
 
     def _normed(self, rows: Tensor) -> Tensor:
         return rms_norm(rows, self._norm, self._model.shape.norm_eps)

@@ -140,7 +140,7 @@ def answered_chats(
     target: Target, corpus: TextCorpus, shape: tuple[int, int], batch: int, seconds: float, device: str
 ) -> list[tuple[Tensor, Tensor]]:
     """Rows of conversations with the target's greedy answer, at most `shape` [n, length] and as many as can be made in
-    `seconds`, `batch` of them at once: tokens, weights.
+    `seconds`, `batch` of them at once: tokens, weights. Time may end an answer early.
 
     Conversations that leave no room for an answer take no part.
     """
@@ -152,15 +152,24 @@ def answered_chats(
             f"no conversation leaves {LEAST_ANSWER} of {length} tokens to its answer: raise --chat-length"
         )
     made: list[tuple[Tensor, Tensor]] = []
-    for i in range(0, min(len(fitting), most), batch):
+    most = min(most, len(fitting))
+    print(f"the target answers up to {most:,} conversations, for at most {seconds:.0f} s", flush=True)
+    for i in range(0, most, batch):
         if made and time.perf_counter() - started > seconds:
             break
         prompts = fitting[i : min(i + batch, most)]
         starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
         padded = [prompt + [corpus.bos] * (length - len(prompt)) for prompt in prompts]
         tokens = torch.tensor(padded, device=device)
-        tokens = target.continue_rows(tokens, starts, torch.zeros(tokens.shape, device=device))
-        made.append((tokens, answer_weights(tokens, starts, corpus.stops)))
+        done = target.continue_rows(tokens, starts, torch.zeros(tokens.shape, device=device), started + seconds)
+        tokens = torch.cat([done, tokens[:, done.shape[1] :]], dim=1)
+        weights = answer_weights(tokens, starts, corpus.stops)
+        weights[:, done.shape[1] :] = 0
+        begun = weights.any(1)
+        made.append((tokens[begun], weights[begun]))
+        print(f"  {i + len(prompts):,} conversations after {time.perf_counter() - started:.1f} s", flush=True)
+    if not any(len(tokens) for tokens, _ in made):
+        raise ConfigError("time ended before any answer began: raise --write-seconds, or lower --at-once")
     return made
 
 
@@ -171,10 +180,11 @@ def text_replies(
     count, rng = limit or COMPLETIONS, np.random.default_rng(seed)
     longest = max(LEAST_TEXT, min(PROMPT_TOKENS[1] + COMPLETION_TOKENS, context_length, len(corpus.stream)))
     shortest, most = cut_range(longest)
+    chats = [chat for chat in corpus.chats if len(chat) + REPLY_TOKENS <= context_length][:count]
+    print(f"to measure with, the target replies to {count} cuts of text and {len(chats)} conversations", flush=True)
     rows = corpus.rows(count, most, rng).tolist()
     prompts = [row[: rng.integers(shortest, most + 1)] for row in rows]
     found = {"text": greedy_replies(target, prompts, min(COMPLETION_TOKENS, longest - most), corpus.stops)}
-    chats = [chat for chat in corpus.chats if len(chat) + REPLY_TOKENS <= context_length][:count]
     if chats:
         found["chat"] = greedy_replies(target, chats, REPLY_TOKENS, corpus.stops)
     return found

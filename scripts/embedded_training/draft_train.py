@@ -137,7 +137,8 @@ def train_draft(
     deadline: float = math.inf,
     notes: Mapping[str, Any] | None = None,
 ) -> DraftModel:
-    """Trains for `recipe.seconds`, compiling not counted; writes the checkpoint and draft_training.json to `out`.
+    """Trains for `recipe.seconds`, compiling not counted; writes the checkpoint and draft_training.json to `out`, at
+    every measurement, so that a run that is ended early leaves both.
 
     `params` is the draft's params.json; `notes` go into the record as they are.
     Training ends at `deadline` on time.perf_counter()'s clock if that is earlier; the learning rate then falls sooner.
@@ -149,24 +150,22 @@ def train_draft(
     if device.type == "cuda":
         draft.compile()
     count = sum(p.numel() for p in draft.parameters())
-    print(f"draft of {count:,} parameters, {count * 2 / 2**20:.2f} MiB, {recipe}", flush=True)
+    print(f"a draft of {count:,} parameters, {count * 2 / 2**20:.2f} MiB, {recipe}", flush=True)
     started = time.perf_counter()
     step = DraftStep(target, draft, parts, recipe)
-    print(f"ready to train after {time.perf_counter() - started:.1f} s", flush=True)
     seconds = min(recipe.seconds, deadline - time.perf_counter())
     if seconds <= 0:
         raise ConfigError("no time is left to train: allow more, or write fewer rows")
-
-    def kept_and_measured(draft: DraftModel) -> dict[str, Any]:
-        save_draft(draft, out)
-        return measure(draft)
-
-    log = _run(draft, step, parts, recipe, seconds, kept_and_measured)
-    save_draft(draft, out)
+    print(f"ready after {time.perf_counter() - started:.1f} s, trains for {seconds:.0f} s", flush=True)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    record = {"recipe": asdict(recipe), "parameters": count, "torch": torch.__version__, "device": name}
-    record |= {**(notes or {}), "log": log}
-    (out / "draft_training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record: dict[str, Any] = {"recipe": asdict(recipe), "parameters": count, "torch": torch.__version__, "device": name}
+    record |= notes or {}
+
+    def keep(log: list[dict[str, Any]]) -> None:
+        save_draft(draft, out)
+        (out / "draft_training.json").write_text(json.dumps(record | {"log": log}, indent=1) + "\n", encoding="utf-8")
+
+    _run(draft, step, parts, recipe, seconds, measure, keep)
     return draft
 
 
@@ -177,7 +176,8 @@ def _run(
     recipe: DraftRecipe,
     seconds: float,
     measure: Callable[[DraftModel], dict[str, Any]],
-) -> list[dict[str, Any]]:
+    keep: Callable[[list[dict[str, Any]]], None],
+) -> None:
     optimizers: list[torch.optim.Optimizer] = [
         Muon(draft.matrices(), lr=recipe.matrix_lr, weight_decay=recipe.weight_decay),
         torch.optim.AdamW(draft.vectors(), lr=recipe.vector_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0),
@@ -207,8 +207,18 @@ def _run(
             counted = 0
             entry: dict[str, Any] = {"step": done, "seconds": round(elapsed, 1)}
             entry |= {p.name: [round(x, 3) for x in row] for p, row in zip(parts, losses, strict=True)}
-            if reported % 5 == 0:
-                entry |= measure(draft)
-            log.append(entry)
-            print(entry, flush=True)
-    return log
+            measured = measure(draft) if reported % 5 == 0 else {}
+            log.append(entry | measured)
+            print(log_line(log[-1]), flush=True)
+            if measured:
+                keep(log)
+
+
+def log_line(entry: Mapping[str, Any]) -> str:
+    """An entry of a record as it is printed.
+
+    >>> log_line({"step": 120, "text": [3.1, 3.25], "accepted_text": 1.7})
+    'step 120, text 3.1 3.25, accepted_text 1.7'
+    """
+    values = {name: value if isinstance(value, list) else [value] for name, value in entry.items()}
+    return ", ".join(" ".join([name, *map(str, value)]) for name, value in values.items())

@@ -65,9 +65,10 @@ def describe_drafts(num_steps: int, topk: int, adaptive: bool) -> str:
 
 
 def _speculative_table(title: str, rows: Sequence[SpeculativeRow]) -> Table:
+    """Where 80 columns are too few, long descriptions and many shares wrap, figures never."""
     table = Table(title=title, title_justify="left", title_style="bold")
-    for name in ("", "length", "% kept at 1, 2, ...", "ms/token", "tok/s", "ratio"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
+    for name in ("", "acceptance\nlength", "% kept at\n1, 2, ...", "ms per\ntoken", "tok/s", "ratio"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=bool(name) and not name.startswith("%"))
     for row in rows:
         table.add_row(
             describe_drafts(row.num_steps, row.topk, row.adaptive), number(row.acceptance_length, 2),

@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from slipstream.bench.own_server import OwnServer
 from slipstream.bench.rows import SpeculativeRow
 from slipstream.bench.serving import Case, Send
 from slipstream.bench.speculative import DraftCase, ResolvedCase, Side
-from slipstream.bench.tables import speculative_tables
+from slipstream.bench.tables import describe_drafts, speculative_tables
 from slipstream.bench.workload import read_questions
 from slipstream.cli.bench_common import (
     ENGINE,
@@ -83,9 +84,11 @@ def bench_speculative(args: list[str]) -> int:
     speculative.check_options(options)
     cases = [(case, resolve_case(case, options)) for case in speculative.cases(flags.num_steps, flags.topk)]
     rows: list[SpeculativeRow] = []
+    _announce("without drafts")
     with OwnServer(speculative.plain_options(options)) as plain:
         workloads = asyncio.run(_workloads(plain.url, options.api_key, flags))
         for case, how in cases:
+            _announce(f"with drafts, {describe_drafts(how.shape.depth, how.shape.topk, how.adaptive)}")
             with OwnServer(case.options(options)) as drafting:
                 rows += asyncio.run(_measure(plain.url, drafting.url, options.api_key, how, workloads, flags))
     for table in speculative_tables(rows):
@@ -95,6 +98,11 @@ def bench_speculative(args: list[str]) -> int:
         show_failures(row.plain_failures)
     write_rows(flags.output_json, rows)
     return 0 if any(row.num_failed < row.num_requests for row in rows) else 1
+
+
+def _announce(server: str) -> None:
+    """Say on stderr whose lines of starting come next."""
+    print(f"starting the server {server}:", file=sys.stderr, flush=True)
 
 
 def resolve_case(case: DraftCase, options: LaunchOptions) -> ResolvedCase:

@@ -13,7 +13,7 @@ COMMANDS = {
     "serve": "start a server (the same as python -m slipstream.launch_server)",
     "check": "look at a checkpoint without loading it",
     "chat": "talk to a running server",
-    "bench": "measure: one-batch, serving",
+    "bench": "measure: one-batch, serving, speculative",
 }
 
 

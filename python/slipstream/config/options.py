@@ -100,8 +100,8 @@ class LaunchOptions:
     )
     speculative_adaptive: str = flag(
         AUTO,
-        "choose K for each step, so that drafts never slow a server down; auto: on, unless acceptance is simulated; "
-        "without a value: on",
+        "choose K for each step by load and acceptance, with the aim that drafts do not slow the server down; "
+        "auto: on, unless acceptance is simulated; without a value: on",
         choices=(AUTO, "on", "off"),
         bare="on",
     )

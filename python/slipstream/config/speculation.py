@@ -201,17 +201,15 @@ def _shape(chooser: Chooser, options: LaunchOptions, algorithm: Algorithm) -> Dr
     def steps_from_rows() -> tuple[int, str]:
         if rows == AUTO:
             return usual, f"usual for {algorithm.name}" if topk == 1 else "usual for a tree"
-        return (rows - 1, "the rows but the bonus token") if topk == 1 else (min(usual, rows - 1), "what the rows hold")
+        if topk == 1:
+            return rows - 1, "the rows but the bonus token"
+        return (usual, "usual for a tree") if usual < rows else (rows - 1, "what the rows hold")
 
     steps: int = pick("speculative_num_steps", steps_from_rows)
     possible = min(topk + (steps - 1) * topk**2, MAX_DRAFTS)
     num_rows: int = pick(
         "speculative_num_draft_tokens",
-        lambda: (
-            (steps + 1, "the steps and the bonus token")
-            if topk == 1
-            else (min(max(TREE_DRAFTS, steps), possible) + 1, "usual for a tree")
-        ),
+        lambda: (steps + 1, "the steps and the bonus token") if topk == 1 else _tree_rows(steps, possible),
     )
     if topk == 1 and num_rows != steps + 1:
         raise ConfigError(
@@ -224,6 +222,17 @@ def _shape(chooser: Chooser, options: LaunchOptions, algorithm: Algorithm) -> Dr
             f"--speculative-eagle-topk {topk} it must be from {steps + 1}, one path, to {possible + 1}"
         )
     return DraftShape(depth=steps, topk=topk, num_nodes=num_rows - 1)
+
+
+def _tree_rows(steps: int, possible: int) -> tuple[int, str]:
+    """Rows of a tree where nothing is given, and why.
+
+    >>> _tree_rows(5, 68), _tree_rows(9, 20), _tree_rows(2, 6)
+    ((8, 'usual for a tree'), (10, 'one path and the bonus token'), (7, 'the whole tree and the bonus token'))
+    """
+    if possible < TREE_DRAFTS:
+        return possible + 1, "the whole tree and the bonus token"
+    return (steps + 1, "one path and the bonus token") if steps > TREE_DRAFTS else (TREE_DRAFTS + 1, "usual for a tree")
 
 
 def _pattern(text: str | None) -> tuple[int, ...]:
@@ -269,9 +278,19 @@ def _ngram_sizes(chooser: Chooser, options: LaunchOptions) -> tuple[int, int]:
     shortest_field, longest_field = OF_NGRAM
     given = options.speculative_ngram_max_match_window_size
     shortest: int = chooser.choose(
-        shortest_field, lambda: (NGRAM_MIN if given == AUTO else min(NGRAM_MIN, given), "usual")
+        shortest_field,
+        lambda: (
+            (NGRAM_MIN, "usual")
+            if given == AUTO or given >= NGRAM_MIN
+            else (given, f"no more than {flag_name(longest_field)}")
+        ),
     )
-    longest: int = chooser.choose(longest_field, lambda: (max(NGRAM_MAX, shortest), "usual"))
+    longest: int = chooser.choose(
+        longest_field,
+        lambda: (
+            (NGRAM_MAX, "usual") if shortest <= NGRAM_MAX else (shortest, f"no less than {flag_name(shortest_field)}")
+        ),
+    )
     if shortest > longest:
         raise ConfigError(
             f"{flag_name(shortest_field)} is {shortest}, more than {flag_name(longest_field)}, which is {longest}"

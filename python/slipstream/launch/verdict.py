@@ -2,6 +2,7 @@
 
 from slipstream.config.drafting import DraftShape
 from slipstream.config.processes import WorkerDrafts
+from slipstream.hf_transformers.spec import DrafterSpec, ModelSpec
 from slipstream.launch.prepare import Prepared
 from slipstream.launch.warm_up import WarmUp
 
@@ -26,11 +27,20 @@ def verdict_warnings(prepared: Prepared, warm_up: WarmUp) -> list[str]:
         return []
     return [
         f"drafts are hardly ever accepted: an acceptance length under {LOWEST_LENGTH} gains nothing",
-        f"check that the draft {draft.path} was made for this very target, {prepared.spec.path}, and the dtypes: the "
-        f"target is stored in {prepared.spec.dtype} and runs in {worker.dtype} (--dtype), the draft is stored in "
-        f"{draft.dtype} and runs in {drafts.dtype or worker.dtype} (--speculative-draft-dtype); "
+        f"check that the draft {draft.path} was made for this very target, {prepared.spec.path}, and was trained enough"
+        f"{_dtypes_in_words(prepared.spec, draft, worker.dtype, drafts.dtype or worker.dtype)}; "
         "--speculative-algorithm none serves without drafts",
     ]
+
+
+def _dtypes_in_words(target: ModelSpec, draft: DrafterSpec, target_dtype: str, draft_dtype: str) -> str:
+    """Where those of the two models differ, as a part of a sentence; else ""."""
+    if (target.dtype, target_dtype) == (draft.dtype, draft_dtype):
+        return ""
+    return (
+        f", and the dtypes: the target is stored in {target.dtype} and runs in {target_dtype} (--dtype), the draft is "
+        f"stored in {draft.dtype} and runs in {draft_dtype} (--speculative-draft-dtype)"
+    )
 
 
 def _drafts(prepared: Prepared) -> WorkerDrafts:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 PRIOR = 0.7  # worth trying; a few steps tell
 PRIOR_WEIGHT = 4.0  # trials that a prior counts for
+DOUBT_WEIGHT = 1.0  # the same for what was known before it was doubted
 MEMORY_TRIALS, MEMORY_STEPS = 64, 8  # after as many of either, what was before counts for a third
 FADING_STEPS = 256  # the same for drafts too deep to be verified lately
 
@@ -49,7 +50,7 @@ class AcceptanceEstimator:
 
     def doubt(self) -> None:
         """Keep no more than a hint of the past: the next few trials decide."""
-        factor = PRIOR_WEIGHT / max(self._trials[0], PRIOR_WEIGHT)
+        factor = DOUBT_WEIGHT / max(self._trials[0], DOUBT_WEIGHT)
         others = [0.0] * (len(self._trials) - 1)
         self._trials, self._hits = [self._trials[0] * factor, *others], [self._hits[0] * factor, *others]
         self._expected = self._sum_up()

@@ -21,7 +21,7 @@ LOSING_STEPS = 32  # in a row without hope of a gain, until running slots go col
 RETURN_GAIN = 1.05  # over plain decoding, to keep draft KV again
 FIRST_COLD_PAUSE, LAST_COLD_PAUSE = 128, 2048  # steps until the next scout; doubles when a return has failed
 FAILED_STEPS = 256  # a return has failed if drafting does not pay for so long
-SCOUT_OUTCOMES = 8  # verified drafts of a scout that decide
+SCOUT_OUTCOMES = 16  # verified drafts of a scout that decide
 LEAST_OUTCOMES = 4  # fewer say nothing; so many, all rejected, are enough
 SCOUT_PATIENCE = 256  # steps for a scout to tell
 

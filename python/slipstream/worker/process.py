@@ -46,14 +46,16 @@ def load_worker(config: WorkerConfig, to_server: Outbox[ChildStatus]) -> Worker:
     if config.drafts is not None and config.drafts.model_path is not None:
         draft = inspect_draft(config.drafts.model_path, config.drafts.load_format)
     to_server.put(Stage(PROCESS, f"loading {_source(spec)}" + (f" and {_source(draft)}" if draft else "")))
-    last_report_s = 0.0
+    last_report_s, text = 0.0, "loading tensors"
 
     def report(done: int, total: int) -> None:
-        nonlocal last_report_s
+        nonlocal last_report_s, text
         now = time.monotonic()
         if done == total or now - last_report_s >= _PROGRESS_S:
             last_report_s = now
-            to_server.put(Progress(PROCESS, "loading tensors", done, total))
+            to_server.put(Progress(PROCESS, text, done, total))
+        if done == total:  # the target is there; what comes now is the draft's
+            text = "loading the draft's tensors"
 
     return build_worker(config, spec, draft, report)
 

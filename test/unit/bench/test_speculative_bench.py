@@ -2,9 +2,11 @@
 
 import asyncio
 import dataclasses
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from slipstream.bench.request_record import RequestRecord
 from slipstream.bench.serving import Case
@@ -19,6 +21,7 @@ from slipstream.bench.speculative import (
     split_turns,
     to_speculative_row,
 )
+from slipstream.bench.tables import speculative_tables
 from slipstream.config.drafting import DraftShape
 from slipstream.config.options import LaunchOptions
 from slipstream.errors import ConfigError
@@ -109,3 +112,19 @@ def test_options_of_the_servers() -> None:
 def test_options_that_belong_to_the_cases(values: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         check_options(LaunchOptions(**values))
+
+
+async def test_the_table_fits_a_terminal() -> None:
+    log: list[str] = []
+    drafting, plain = side("drafting", log, 0, (1, 0, 2, 1)), side("plain", log, 0, ())
+    await run_in_turns(CASE, drafting, plain, lambda: None)
+    row = to_speculative_row(CASE, "source", CHAIN, drafting, plain, engine="e", model="m")
+    rates = [0.9, 0.72, 0.48, 0.3, 0.11]
+    row = dataclasses.replace(row, num_steps=5, adaptive=True, position_rates=rates, tpot_ms=123.4)
+    row = dataclasses.replace(row, decode_tok_s=1234.5, plain_tok_s=876.5, plain_tpot_ms=234.5, ratio=1.41)
+    console = Console(width=80, file=io.StringIO(), record=True)
+    for table in speculative_tables([row]):
+        console.print(table)
+    text = console.export_text()
+    assert "acceptance" in text and "K up to 5, adaptive" in text and "90 72 48 30 11" in text
+    assert "123.40" in text and "1,234.5" in text and "…" not in text

@@ -82,8 +82,12 @@ def test_every_case_on_every_workload(servers: Servers, tmp_path: Path, capsys: 
         assert prompts == asked(plain_server, "/generate", "input_ids")[: len(prompts)]
         assert len({tuple(prompt) for prompt in prompts}) == 9 and all(64 <= len(prompt) <= 512 for prompt in prompts)
         assert sum(each.path == "/flush_cache" for each in server.asked) == 2
-    shown = capsys.readouterr().out
-    assert "questions, 1 at once" in shown and "adaptive" in shown and "without drafts" in shown
+    shown = capsys.readouterr()
+    for words in ("questions, 1 at once", "adaptive", "without drafts", "acceptance"):
+        assert words in shown.out
+    named = [line for line in shown.err.splitlines() if line.startswith("starting the server")]
+    kinds_named = ["without drafts:", "with drafts, K 1:", "with drafts, K 3:", "with drafts, K up to 3, adaptive:"]
+    assert named == [f"starting the server {kind}" for kind in kinds_named]
 
 
 def test_questions_of_a_file_bear_its_name(servers: Servers, tmp_path: Path) -> None:

@@ -280,3 +280,32 @@ def test_the_flags_survive_the_way_to_a_server_of_a_benchmark() -> None:
         LaunchOptions(), speculative_draft_model_path="d", speculative_use_rejection_sampling=True
     )
     assert parse(*to_flags(eagle)) == eagle
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "wanted"),
+    [
+        ({"speculative_ngram_min_match_window_size": 6}, "speculative_ngram_max_match_window_size", (6, "min")),
+        ({"speculative_ngram_min_match_window_size": 5}, "speculative_ngram_max_match_window_size", (5, "usual")),
+        ({"speculative_ngram_max_match_window_size": 1}, "speculative_ngram_min_match_window_size", (1, "max")),
+        ({"speculative_ngram_max_match_window_size": 9}, "speculative_ngram_min_match_window_size", (2, "usual")),
+    ],
+)
+def test_a_lookup_size_that_gives_way_says_to_which(given: dict[str, int], field: str, wanted: tuple[int, str]) -> None:
+    value, reason = resolved(speculative_algorithm="NGRAM", **given).reasons[field]
+    flag = {"min": "--speculative-ngram-min-match", "max": "--speculative-ngram-max-match"}.get(wanted[1], wanted[1])
+    assert value == wanted[0] and flag in reason
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "wanted"),
+    [
+        ({}, "speculative_num_draft_tokens", (8, "usual for a tree")),
+        ({"speculative_num_steps": 9}, "speculative_num_draft_tokens", (10, "one path and the bonus token")),
+        ({"speculative_num_steps": 2}, "speculative_num_draft_tokens", (7, "the whole tree and the bonus token")),
+        ({"speculative_num_draft_tokens": 12}, "speculative_num_steps", (5, "usual for a tree")),
+        ({"speculative_num_draft_tokens": 4}, "speculative_num_steps", (3, "what the rows hold")),
+    ],
+)
+def test_the_sizes_of_a_tree_have_their_reasons(given: dict[str, int], field: str, wanted: tuple[int, str]) -> None:
+    assert resolved(**NAMED, speculative_eagle_topk=2, **given).reasons[field] == wanted

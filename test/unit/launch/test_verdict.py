@@ -40,10 +40,19 @@ def test_a_pair_that_does_not_belong_together_is_a_warning_that_helps(draft: Pat
     pair = prepared(draft)
     assert "1.05" in verdict(pair, BAD)
     text = " ".join(verdict_warnings(pair, BAD))
-    for word in (str(draft), pair.spec.path, "--dtype", "float32", "--speculative-algorithm none", "1.1"):
+    for word in (str(draft), pair.spec.path, "trained enough", "--speculative-algorithm none", "1.1"):
         assert word in text
+    assert "--dtype" in text and "the draft is stored in float32" in text  # the target in bfloat16
     enough = WarmUp(DraftStats(30, (9, 1)))  # 11 tokens in 10 steps
     assert verdict_warnings(pair, enough) == []
+
+
+def test_dtypes_that_are_all_the_same_are_no_suspects() -> None:
+    for dtype in ("bfloat16", "float32"):  # the pair that ships is stored in bfloat16
+        text = " ".join(verdict_warnings(prepare(LaunchOptions(dtype=dtype)), BAD))
+        assert "trained enough" in text and "dtype" not in text
+    mixed = prepare(LaunchOptions(dtype="bfloat16", speculative_draft_dtype="float32"))
+    assert "runs in float32 (--speculative-draft-dtype)" in " ".join(verdict_warnings(mixed, BAD))
 
 
 def test_a_tree_shows_its_sizes(draft: Path) -> None:

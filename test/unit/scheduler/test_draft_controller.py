@@ -99,8 +99,8 @@ def test_a_scout_that_does_well_brings_drafting_back() -> None:
     controller = gone_cold()
     while not controller.admits_warm():
         serve(controller, 1, 3, num_warm=0)
-    depths = serve(controller, 12, 3, num_warm=1)
-    assert depths[:8] == [1] * 8
+    depths = serve(controller, 20, 3, num_warm=1)
+    assert depths[:12] == [1] * 12
     assert controller.admits_warm() and controller.admits_warm()
     assert not controller.goes_cold()
     assert set(serve(controller, 40, 3)[20:]) == {3}
@@ -209,8 +209,8 @@ def test_a_return_that_fails_is_not_repeated_before_its_loss_is_earned_back() ->
             serve(controller, 1, 0, num_warm=0)
             num_steps += 1
             continue
-        serve(controller, 12, 3, num_warm=1)
-        num_steps += 12
+        serve(controller, 20, 3, num_warm=1)
+        num_steps += 20
         while not controller.goes_cold():
             serve(controller, 1, 0)
             num_steps, num_warm_steps = num_steps + 1, num_warm_steps + 1

@@ -124,6 +124,32 @@ def test_wrong_text_is_refused_with_its_name(target: Path, tmp_path: Path) -> No
             read_text([path], spec, 0)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("stage", [["--draft", "--out"], ["evaluate-draft", "--device", "cuda", "--checkpoint"]])
+def test_a_missing_gpu_ends_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, stage: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, *stage, tmp_path / "draft", "--text", tmp_path)
+    assert ended.value.code == 1
+    assert "give --device cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "stage", ["corpus", "train", "evaluate", "install", "draft", "evaluate-draft", "install-draft"]
+)
+def test_every_option_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, stage, "--help")
+    options = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  -")]
+    assert len(options) > 3
+    for option, following in zip(options, options[1:], strict=False):
+        assert len(option.split("  ")) > 2, f"{option} before {following}"
+
+
 def test_a_mistake_ends_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: Path, tmp_path: Path
 ) -> None:

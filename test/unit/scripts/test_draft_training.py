@@ -1,9 +1,13 @@
 """Drafts are trained on the rows that a server gives them, and their acceptance length is counted as a server does."""
 
+import os
+import stat
 import sys
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,10 +15,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 
+from embedded_training.draft_batches import PROMPT_WEIGHT, written_rows
 from embedded_training.draft_evaluate import Acceptance, Replies, acceptance, greedy_replies, walked
-from embedded_training.draft_model import DraftModel
+from embedded_training.draft_model import DraftModel, save_draft
 from embedded_training.draft_target import EmbeddedTarget
+from embedded_training.draft_text import TextCorpus, answered_chats
 from embedded_training.model import EmbeddedModel, Shape, save_native
+from slipstream.errors import ConfigError
 
 SHAPE = Shape(
     dim=32, n_layers=2, head_dim=16, hidden_dim=48, n_heads=4, n_kv_heads=2, norm_eps=1e-5, vocab_size=64,
@@ -78,6 +85,51 @@ def test_continuations_are_the_targets_own(target: EmbeddedTarget) -> None:
     for row, start in enumerate(starts):
         assert rows[row, :start].equal(tokens[row, :start])
         assert rows[row, start:].equal(best[row, start - 1 : -1])
+
+
+def test_time_ends_a_continuation(target: EmbeddedTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The columns that are done are those of a continuation without a limit."""
+    tokens, starts = torch.randint(64, (3, 20)), torch.tensor([5, 9, 12])
+    whole = target.continue_rows(tokens, starts, torch.zeros(3, 20))
+    clock = count()
+    monkeypatch.setattr("embedded_training.draft_target.time.perf_counter", lambda: float(next(clock)))
+    part = target.continue_rows(tokens, starts, torch.zeros(3, 20), deadline=6.0)
+    assert part.equal(whole[:, :11])  # one look at the clock before the first token, one after each of six
+    assert target.continue_rows(tokens, starts, torch.zeros(3, 20), deadline=0.0).equal(tokens[:, :5])
+
+
+def test_rows_and_time_limit_what_is_written(target: EmbeddedTarget) -> None:
+    """No row more than asked; without time the least number, of text that nobody continued and little counts."""
+    rng = np.random.default_rng(0)
+    asked: list[int] = []
+
+    def prompts(rows: int) -> Tensor:
+        asked.append(rows)
+        return torch.randint(64, (rows, 40))
+
+    tokens, weights = written_rows(target, prompts, (1, 10, 4), 1e6, rng)
+    assert asked == [4, 4, 2] and len(tokens) == len(weights) == 10
+    assert ((weights == 1).sum(1) >= 20).all()
+    tokens, weights = written_rows(target, prompts, (6, 10, 4), 0.0, rng)
+    assert len(tokens) == 8 and weights.max() == torch.tensor(PROMPT_WEIGHT) and (weights[:, -20:] == 0).all()
+
+
+def test_answers_keep_to_their_time(target: EmbeddedTarget) -> None:
+    """Of three conversations; with no time there is no answer, and the error names the options."""
+    corpus = TextCorpus(np.zeros(0, dtype=np.int32), [[1, 5, 9], [1, 7], [1, 8, 30]], 1, (2,))
+    made = answered_chats(target, corpus, (3, 40), 2, 1e6, "cpu")
+    assert [tuple(tokens.shape) for tokens, _ in made] == [(2, 40), (1, 40)]
+    with pytest.raises(ConfigError, match="--write-seconds"):
+        answered_chats(target, corpus, (3, 40), 2, 0.0, "cpu")
+
+
+def test_a_written_draft_follows_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_draft(random_draft(), tmp_path)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o640}
 
 
 def test_sampled_continuations_follow_the_distribution(target: EmbeddedTarget) -> None:

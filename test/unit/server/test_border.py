@@ -77,6 +77,7 @@ async def test_the_api_page_lists_the_fields(rig_http):
     page = (await http.get("/openapi.json")).json()
     schema = page["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert "temperature" in schema["properties"]
+    assert "all branches together" in schema["properties"]["max_draft_tokens"]["description"]
 
 
 @pytest.mark.parametrize(

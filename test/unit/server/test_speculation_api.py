@@ -250,4 +250,4 @@ async def test_server_info_tells_depth_and_average(make_http: Callable[..., Any]
             "num_accepted_per_position": [9, 5, 2],
         }
         assert info["internal_states"][0]["avg_spec_accept_length"] == 2.6
-        assert "EAGLE, at most 3 drafts in a row now, 2.60 tokens" in (await http.get("/")).text
+        assert "EAGLE, K = 3 now, acceptance length 2.60 so far" in (await http.get("/")).text

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from slipstream.config.options import LaunchOptions
 from slipstream.errors import CheckpointError
+from slipstream.launch.prepare import prepare
 from slipstream.messages.queues import LocalQueue
 from slipstream.messages.to_scheduler import StepResult, WorkerReady
 from slipstream.messages.to_server import ChildStatus, Progress, Stage
 from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
+from slipstream.worker.process import load_worker as load_in_process
 from slipstream.worker.process import run
 from slipstream.worker.threads import count_physical_cores, threads_for_step, usable_cores
 from support.checkpoints import reference_model, write_native
@@ -51,6 +54,16 @@ def test_two_queued_plans_give_two_results(tmp_path: Path) -> None:
     progress = [message for message in others if isinstance(message, Progress)]
     assert (progress[-1].done, progress[-1].total) == (30, 30)
     assert "--max-total-tokens 1024" in ready.info["num_pages_reason"]
+
+
+def test_progress_says_whose_tensors_are_loaded() -> None:
+    options = LaunchOptions(load_format="dummy", max_total_tokens=2048, device="cpu")  # the pair that ships
+    statuses: LocalQueue[ChildStatus] = LocalQueue()
+    load_in_process(prepare(options).resolved.worker, statuses)
+    progress = [message for message in statuses.drain() if isinstance(message, Progress)]
+    ends = [(message.text, message.total) for message in progress if message.done == message.total]
+    assert [text for text, _ in ends] == ["loading tensors", "loading the draft's tensors"]
+    assert {(message.text, message.total) for message in progress} == set(ends) and ends[0][1] > ends[1][1]
 
 
 def test_errors_of_loading_reach_the_caller(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ async def status_page(request: Request, context: Context) -> Response:
 
 def _speculation(algorithm: str, status: SchedulerStatus) -> str:
     length = status.counters.acceptance_length
-    said = "nothing drafted yet" if length is None else f"{length:.2f} tokens in a verify step so far"
-    return f"{algorithm}, at most {status.draft_depth or 0} drafts in a row now, {said}"
+    said = "nothing drafted yet" if length is None else f"acceptance length {length:.2f} so far"
+    return f"{algorithm}, K = {status.draft_depth or 0} now, {said}"
 
 
 def _curl(base_url: str, *, with_key: bool) -> str:

@@ -1,5 +1,7 @@
 """How one request limits speculation."""
 
+from pydantic import Field
+
 from slipstream.config.processes import ServerConfig
 from slipstream.errors import RequestError
 from slipstream.server.limits import MaxDraftTokens
@@ -10,7 +12,10 @@ class Speculation(Schema):
     """Fields of a request's body, on every route that generates. They limit what the server would do."""
 
     speculative: bool | None = None
-    max_draft_tokens: MaxDraftTokens | None = None  # in one step, of a tree all its nodes; 0 is speculative: false
+    max_draft_tokens: MaxDraftTokens | None = Field(
+        None,
+        description="at most so many drafts in one step, with trees all branches together; 0 is speculative: false",
+    )
 
     def draft_limit(self, config: ServerConfig) -> int | None:
         """SamplingParams.max_draft_tokens. Raises RequestError for what contradicts itself or asks for too much."""
