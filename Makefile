@@ -35,7 +35,7 @@ format: install
 	$(BIN)/ruff check --fix python test scripts
 	$(BIN)/ruff format python test scripts
 
-# Speculation on equals off in every cell of the table: about an hour and a half of one fast core.
+# Speculation on equals off in every cell of the table: about an hour of one fast core; JOBS=n takes n cores.
 lossless: install
 	$(BIN)/python scripts/lossless.py --jobs $(JOBS) --record bench/results/lossless.jsonl
 

@@ -65,7 +65,7 @@ CPU_SIZES = RowSizes(
     at_once=16,
     write_seconds=60.0,
     measured=8,
-)  # a trial
+)  # for a trial on a CPU
 
 
 def corpus_parts(target: EmbeddedTarget, corpus: CorpusArrays, sizes: RowSizes, device: str) -> list[Part]:

@@ -48,4 +48,3 @@ def test_a_chain_needs_no_row_past_the_limit() -> None:
 def test_no_draft_that_the_limit_would_cut_off() -> None:
     assert [useful_depth(3, length, 10, None) for length in range(4, 10)] == [3, 3, 3, 2, 1, 0]
     assert useful_depth(3, 4, 10, max_draft_tokens=0) == 0
-

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     load_script("train_embedded").main()
 
 
-def test_from_text_to_a_pair(monkeypatch: pytest.MonkeyPatch, target: Path, text: Path, tmp_path: Path) -> None:
+def test_from_text_to_a_pair(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: Path, text: Path, tmp_path: Path
+) -> None:
     """Its loss falls, the checks of a pair accept it, the serving model computes what the trainer does, and it can be
     measured.
     """
@@ -86,6 +89,8 @@ def test_from_text_to_a_pair(monkeypatch: pytest.MonkeyPatch, target: Path, text
         ours = load_draft(out, torch.float32)(x[None], hidden[None])[0]
     served = run_in_steps(out, x, hidden, [70, 140, 141, 142])
     assert float((ours - served).abs().max()) <= 1e-4
+
+    assert f"serve it with --speculative-draft-model-path {out}" in capsys.readouterr().out.splitlines()[-1]
 
     run(monkeypatch, "evaluate-draft", "--target", target, "--text", text, "--checkpoint", out, "--limit", 3)
     measured = json.loads((out / "measurements.json").read_text())
@@ -144,10 +149,10 @@ def test_every_option_is_explained(
     monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(SystemExit):
         run(monkeypatch, stage, "--help")
-    options = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  -")]
+    lines = [*capsys.readouterr().out.splitlines(), ""]
+    options = [(line, below) for line, below in pairwise(lines) if line.startswith("  -")]
     assert len(options) > 3
-    for option, following in zip(options, options[1:], strict=False):
-        assert len(option.split("  ")) > 2, f"{option} before {following}"
+    assert [line for line, below in options if "  " not in line.strip() and not below.startswith(" " * 20)] == []
 
 
 def test_a_mistake_ends_with_a_sentence(
