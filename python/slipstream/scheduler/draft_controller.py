@@ -19,6 +19,7 @@ LOOK_STEPS = 4  # at another depth
 FIRST_LOOK_PAUSE, LAST_LOOK_PAUSE = 64, 256  # steps; doubles while the best depth stays the best
 LOSING_STEPS = 32  # in a row without hope of a gain, until running slots go cold
 RETURN_GAIN = 1.05  # over plain decoding, to keep draft KV again
+RETURN_RISE = 0.25  # of the first draft's acceptance, worth a return whatever drafts cost when last measured
 FIRST_COLD_PAUSE, LAST_COLD_PAUSE = 128, 2048  # steps until the next scout; doubles when a return has failed
 FAILED_STEPS = 256  # a return has failed if drafting does not pay for so long
 SCOUT_OUTCOMES = 16  # verified drafts of a scout that decide
@@ -80,6 +81,7 @@ class DraftController:
         self._since_turn = 0  # to the cold, back, or to the last scout's end
         self._cold_pause = FIRST_COLD_PAUSE
         self._has_returned = False
+        self._given_up_at = 0.0  # the first draft's acceptance when drafting was given up
         self._scout: _Scout | None = None
         self._drops_scout = False
         self._num_decode = 1  # of the last step observed
@@ -126,6 +128,7 @@ class DraftController:
             return False
         has_failed = self._has_returned and self._since_turn < FAILED_STEPS
         self._cold_pause = min(2 * self._cold_pause, LAST_COLD_PAUSE) if has_failed else FIRST_COLD_PAUSE
+        self._given_up_at = self._acceptance.expected(1)
         self._is_cold = True
         self._since_turn = 0
         return True
@@ -199,7 +202,10 @@ class DraftController:
         scout.num_accepted += sum(num_accepted for _, num_accepted in outcomes)
         if not scout.has_told:
             return
-        if scout.has_hope and self._gain(self._num_decode) > RETURN_GAIN:
+        if scout.has_hope and self._acceptance.expected(1) > self._given_up_at + RETURN_RISE:
+            self._costs.forget_warm()
+            self._leave_cold()
+        elif scout.has_hope and self._gain(self._num_decode) > RETURN_GAIN:
             self._leave_cold()
         else:
             self._scout = None

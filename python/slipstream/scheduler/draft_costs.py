@@ -12,7 +12,7 @@ FIXED_SHARE = 0.25  # of what drafts cost: the part that does not depend on how 
 NUM_SAMPLES = 3  # that make a measurement, or contradict one
 USUAL = 1.25  # factor up to which a sample is within the usual range
 LEARNING_RATE = 0.1
-SHORT_STAY = 6  # steps of one kind in a row; what changes later is the machine, and all kinds with it
+SHORT_STAY = 24  # steps of one kind in a row; what changes later is the machine, and all kinds with it
 REACH = 4.0  # factor between batch sizes across which the ratio of two costs tells something
 DRAFT_SHARE = 0.03  # of a step, that one more draft takes at least, whatever noise says
 OPTIMISM = 0.95  # of a guess: a depth that might be as good gets measured
@@ -52,7 +52,7 @@ class StepCosts:
     def __init__(self, max_depth: int) -> None:
         self._max_depth = max_depth
         self._sizes: dict[int, dict[int, _Cost]] = {}  # by batch size and depth
-        self._last: tuple[int, int] | None = None
+        self._last: int | None = None  # kind
         self._stay = 0
 
     def add(self, num_decode: int, num_warm: int, depth: int, step_s: float) -> None:
@@ -61,8 +61,8 @@ class StepCosts:
             return
         size, kind = _rounded(num_decode), depth if num_warm else COLD
         cost = self._sizes.setdefault(size, {}).setdefault(kind, _Cost())
-        if (size, kind) != self._last:
-            self._last, self._stay = (size, kind), 0
+        if kind != self._last:
+            self._last, self._stay = kind, 0
             cost.latest.clear()
         self._stay += 1
         before_s = cost.usual_s
@@ -70,6 +70,12 @@ class StepCosts:
         if before_s and self._stay > SHORT_STAY:
             for other in (other for costs in self._sizes.values() for other in costs.values() if other is not cost):
                 other.usual_s *= cost.usual_s / before_s
+
+    def forget_warm(self) -> None:
+        """What steps with warm slots cost is to be found out anew."""
+        for costs in self._sizes.values():
+            for depth in range(self._max_depth + 1):
+                costs.pop(depth, None)
 
     def estimate(self, num_decode: int, num_warm: int, depth: int) -> float | None:
         """None before any step was measured."""

@@ -71,7 +71,7 @@ def test_outliers_are_left_out_and_the_mean_stays_true() -> None:
 
 def test_a_machine_that_slows_down_takes_all_depths_along() -> None:
     costs = measured((1, 1, 0), (1, 1, 1), (1, 1, 3))
-    for _ in range(12):
+    for _ in range(30):
         costs.add(1, 1, 3, machine(1, 1, 3))
     for _ in range(3):
         costs.add(1, 1, 3, 2 * machine(1, 1, 3))
@@ -81,7 +81,7 @@ def test_a_machine_that_slows_down_takes_all_depths_along() -> None:
 
 def test_what_a_short_look_finds_changed_is_that_depth_alone() -> None:
     costs = measured((1, 1, 0), (1, 1, 3))
-    for _ in range(12):
+    for _ in range(30):
         costs.add(1, 1, 3, machine(1, 1, 3))
     for _ in range(3):
         costs.add(1, 1, 0, 0.5 * machine(1, 1, 0))
