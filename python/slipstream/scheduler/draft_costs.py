@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 COLD = -1  # the depth of a step in which nobody is warm: depth 0 without the re-feed
 REFEED_SHARE = 0.05  # of a warm step without drafts, until both kinds have been measured
-FIXED_SHARE = 0.25  # of what drafts cost: the part that does not depend on how many slots have some
+FIXED_SHARE = 0.5  # of what drafts cost: the part that does not depend on how many slots have some
 NUM_SAMPLES = 3  # that make a measurement, or contradict one
 USUAL = 1.25  # factor up to which a sample is within the usual range
 LEARNING_RATE = 0.1
 SHORT_STAY = 24  # steps of one kind in a row; what changes later is the machine, and all kinds with it
 REACH = 4.0  # factor between batch sizes across which the ratio of two costs tells something
 DRAFT_SHARE = 0.03  # of a step, that one more draft takes at least, whatever noise says
+DEEPER_SHARE = 0.1  # the same, as a guess of depths beyond all those measured
 OPTIMISM = 0.95  # of a guess: a depth that might be as good gets measured
 
 
@@ -131,10 +132,10 @@ def _rounded(num_decode: int) -> int:
 
 
 def _guess(known: Mapping[int, float], kind: int) -> float:
-    """The cost of a depth by those known: on a line between two; shallower ones cost less, deeper ones no more.
+    """The cost of a depth by those known: on a line between two; shallower ones cost less, deeper ones a little more.
 
     >>> _guess({1: 6.0, 3: 8.0}, 2), _guess({3: 10.0}, 0), _guess({0: 5.0}, 2)
-    (6.6499999999999995, 4.0, 4.75)
+    (6.6499999999999995, 4.0, 6.0)
     """
     if kind in known:
         return known[kind]
@@ -142,7 +143,7 @@ def _guess(known: Mapping[int, float], kind: int) -> float:
     above = min((depth for depth in known if depth > kind), default=None)
     if above is None:
         assert below is not None
-        return known[below] * OPTIMISM
+        return known[below] * (1 + DEEPER_SHARE * (kind - below))
     if below is None:
         return known[above] * (2 + max(kind, 0)) / (2 + above)
     slope = (known[above] - known[below]) / (above - below)

@@ -43,7 +43,7 @@ def test_another_size_nearby_tells_what_a_depth_costs_and_a_far_one_does_not() -
     costs = measured((8, 8, 0), (8, 8, 3), (12, 12, 0), (64, 64, 0))
     near, far = costs.estimate(12, 12, 3), costs.estimate(64, 64, 3)
     assert near == pytest.approx(machine(12, 12, 3), rel=0.1)
-    assert far is not None and far < 1.1 * machine(64, 64, 0), "hopeful, for want of anything near"
+    assert far is not None and far < 1.4 * machine(64, 64, 0), "hopeful, for want of anything near"
 
 
 def test_slots_warm_and_cold_cost_between_the_two() -> None:
