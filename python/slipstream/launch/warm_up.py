@@ -34,7 +34,8 @@ class WarmUp:
 
 
 async def warm_up(client: Client, timeout_s: float = TIMEOUT_S) -> WarmUp:
-    """Answer one greedy question, as far as `timeout_s` allows, and forget it: pages, counters and all.
+    """Answer one greedy question, as far as `timeout_s` allows, and forget its pages and counts. What the depth
+    of drafts is chosen by, step times and acceptance, is kept.
 
     Raises WorkerDied when the runtime has ended.
     """

@@ -84,7 +84,7 @@ class Worker:
         outcomes = {slot: Outcome() for slot in (*decode, *(chunk.slot for chunk in chunks))}
         if outcomes:
             candidates = self._propose(decode, plan.draft_depths)
-            self._compute(build_batch(self._state, decode, candidates, chunks), decode, chunks, outcomes)
+            self._compute(build_batch(self._state, decode, candidates, chunks), chunks, outcomes)
         slots = [*plan.decode, *(chunk.slot for chunk in plan.chunks)]
         return StepResult(
             plan.step, [self._result(slot, outcomes.get(slot)) for slot in slots], time.perf_counter() - started
@@ -139,9 +139,7 @@ class Worker:
         self._set_threads(len(decode))
         return self._speculation.propose(decode, depths)
 
-    def _compute(
-        self, batch: Batch, decode: Sequence[int], chunks: Sequence[PrefillChunk], outcomes: dict[int, Outcome]
-    ) -> None:
+    def _compute(self, batch: Batch, chunks: Sequence[PrefillChunk], outcomes: dict[int, Outcome]) -> None:
         """One forward pass over all rows, then everything that reads its result."""
         state = self._state
         for chunk in chunks:
