@@ -5,13 +5,13 @@ python scripts/record_bench.py serving --concurrency 1 16
 python scripts/record_bench.py speculative
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from slipstream.bench import results
+from slipstream.bench.rows import read_rows
 from slipstream.bench.tables import describe_drafts
 from slipstream.cli.main import main as slipstream
 
@@ -82,11 +82,11 @@ def describe(benchmark: str, row: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> int:
     """The exit code of the benchmark."""
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "rows.json"
+        output = Path(folder) / "rows.jsonl"
         code = slipstream(["bench", *arguments, "--output-json", str(output)])
         if code == 0:
             command = results.command_line("slipstream", ["bench", *arguments])
-            rows = to_results(arguments[0], json.loads(output.read_text()), command)
+            rows = to_results(arguments[0], read_rows(output), command)
             results.append(REPOSITORY / "bench" / "results" / f"{arguments[0]}.jsonl", rows)
     return code
 

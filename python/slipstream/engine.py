@@ -61,23 +61,32 @@ class Answer:
 
 @dataclass
 class _Collected:
-    """Outputs of one choice as they come."""
+    """What has come of one choice. The outputs themselves are not kept: there is one for each step."""
 
-    outputs: list[TextOutput] = field(default_factory=list)
+    last: TextOutput
+    prompt_logprobs: list[TokenText] | None  # these come with the first output
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenText] = field(default_factory=list)
+
+    def add(self, output: TextOutput) -> None:
+        self.last = output
+        self.texts.append(output.text)
+        self.token_ids += output.token_ids
+        self.logprobs += output.logprobs or ()
 
     def answer(self) -> Answer:
-        first, last = self.outputs[0], self.outputs[-1]
+        last = self.last
         assert last.finish is not None
-        logprobs = [item for output in self.outputs for item in output.logprobs or ()]
         return Answer(
-            text="".join(output.text for output in self.outputs),
-            token_ids=[token_id for output in self.outputs for token_id in output.token_ids],
+            text="".join(self.texts),
+            token_ids=self.token_ids,
             finish_reason=last.finish.type,
             prompt_len=last.prompt_len,
             num_cached=last.num_cached,
             choice=last.choice,
-            logprobs=logprobs if last.logprobs is not None else None,
-            prompt_logprobs=first.prompt_logprobs,
+            logprobs=self.logprobs if last.logprobs is not None else None,
+            prompt_logprobs=self.prompt_logprobs,
             drafts=last.drafts,
         )
 
@@ -256,7 +265,9 @@ class Engine:
         collected: dict[int, _Collected] = {}
         async with self._client.generate(request) as generation:
             async for output in generation:
-                collected.setdefault(output.choice, _Collected()).outputs.append(output)
+                if output.choice not in collected:
+                    collected[output.choice] = _Collected(output, output.prompt_logprobs)
+                collected[output.choice].add(output)
         return [collected[choice].answer() for choice in sorted(collected)]
 
     async def _pump(

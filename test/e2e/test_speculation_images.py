@@ -164,7 +164,7 @@ def test_the_draft_sees_the_features_of_the_images(pair: Pair, features: bool) -
         with torch.inference_mode():
             last = pair.reference.get_input_embeddings()(torch.tensor([first]))
             expected = reference.forward(torch.cat((x[1:], last)), hidden)[-1]
-        kept = speculator_of(driver).kept([0]).feedback_hidden[0].double()
+        kept = speculator_of(driver).kept_of([0]).feedback_hidden[0].double()
         assert (float((kept - expected).abs().max()) < 1e-3) == features, f"cut at {ends}"
 
 

@@ -28,6 +28,7 @@ def worker_config(path: Path | str, **changes: Any) -> WorkerConfig:
         context_length=128,
         max_running_requests=8,
         max_total_tokens=1024,
+        chunked_prefill_size=512,
         page_size=4,
         random_seed=0,
         log_level="warning",

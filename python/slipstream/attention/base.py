@@ -45,6 +45,35 @@ class Layout:
     tree: Tree | None = None  # None: every request is a chain
 
 
+@dataclass(frozen=True)
+class DeviceRows:
+    """The rows of one forward pass as the device sees them: no length is known to the host, and no address changes, so
+    that the pass can be captured in a CUDA graph. T rows in NB blocks; the rows of a block are consecutive rows of one
+    request at consecutive positions. Row t attends to the positions 0 .. positions[t] of its request.
+
+    Example with page_size 4: slot 0 has 5 committed tokens and the pages [7, 2], and verifies one draft: page_tables
+    [[7, 2, 0], ...], positions [5, 6], kv_rows [9, 10], block_slots [0], block_starts [0], block_sizes [2].
+    """
+
+    page_tables: Tensor  # int32 [slots, max pages], of all slots; unused entries are 0, the sink page
+    positions: Tensor  # int64 [T]: in the cache
+    kv_rows: Tensor  # int64 [T]: page * page_size + offset where each row's key and value go
+    block_slots: Tensor  # int32 [NB]: the row of page_tables
+    block_starts: Tensor  # int32 [NB]: the block's first row
+    block_sizes: Tensor  # int32 [NB]: rows of the block; 0: an empty block
+    rows_per_block: int  # most rows of a block
+    max_kv_len: int  # what no position exceeds, less one
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What turns the queries and keys of a step's rows, once for all layers."""
+
+    cos: Tensor  # fp32 [T, 1, rotary_dim]
+    sin: Tensor  # fp32 [T, 1, rotary_dim], negated in the first half
+    query_scale: Tensor | None  # fp32 [T, 1, 1]: multiplies the turned queries
+
+
 class AttentionBackend(Protocol):
     """One implementation of attention over the paged cache.
 
@@ -69,4 +98,18 @@ class AttentionBackend(Protocol):
         positions already applied -> [T, heads * value_dim]. `v` is None where the layer's cache is latent: `k` is then
         [T, 1, head_dim].
         """
+        ...
+
+    def run_fused(self, layer: int, qkv: Tensor, rotation: Rotation) -> Tensor:
+        """Turn queries and keys, write keys and values, attend: qkv [T, heads + 2 * kv heads, head_dim], the query
+        heads first -> [T, heads * value_dim]. Not for latent caches.
+        """
+        ...
+
+
+class DeviceAttention(AttentionBackend, Protocol):
+    """A backend that reads lengths on the device, so that its run() can be captured."""
+
+    def plan_rows(self, rows: DeviceRows) -> None:
+        """As plan(), without a look at the device or a copy to it."""
         ...

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slipstream.attention.base import Layout, Tree
+from slipstream.layers.upload import upload
 
 
 def make_layout(
@@ -30,14 +31,14 @@ def make_layout(
     num_columns = -(-max(kv_lens) // page_size)
     assert num_columns <= page_tables.shape[1], f"{max(kv_lens)} positions, but {page_tables.shape[1]} pages in a table"
     if max(num_rows) == 1:
-        request_slots, positions = torch.tensor((slots, starts), dtype=torch.int64, device=device).unbind(0)
+        request_slots, positions = upload((slots, starts), torch.int64, device).unbind(0)
         row_slots, ends = request_slots, positions + 1
     else:
         first_rows = [0]
         for count in num_rows[:-1]:
             first_rows.append(first_rows[-1] + count)
         shifts = [start - row for start, row in zip(starts, first_rows, strict=True)]
-        requests = torch.tensor((slots, kv_lens, shifts, num_rows), dtype=torch.int64, device=device)
+        requests = upload((slots, kv_lens, shifts, num_rows), torch.int64, device)
         request_slots, ends = requests[0], requests[1]
         total = first_rows[-1] + num_rows[-1]
         of_rows = requests[:3].repeat_interleave(requests[3], dim=1, output_size=total)
@@ -66,7 +67,7 @@ def tree_positions(layout: Layout, positions: Tensor) -> Tensor:
     width = tree.visible.shape[1]
     own = [request * width + row for request, count in enumerate(num_rows) for row in range(count)]
     starts = [start for start, count in zip(tree.starts, num_rows, strict=True) for _ in range(count)]
-    own_rows, row_starts = torch.tensor((own, starts), dtype=torch.int64, device=device).unbind(0)
+    own_rows, row_starts = upload((own, starts), torch.int64, device).unbind(0)
     num_seen = tree.visible.sum(2).view(-1).index_select(0, own_rows)
     return torch.cat((row_starts + num_seen - 1, positions[len(own) :]))
 

@@ -24,7 +24,10 @@ class BatchEngine(Protocol):
 
 @dataclass(frozen=True)
 class Shape:
-    """One case: `batch_size` prompts of `input_len` tokens, each answered with `output_len` tokens."""
+    """One case: `batch_size` prompts of `input_len` tokens, each answered with `output_len` tokens.
+
+    With an output_len of 1 only the time to the first token can be measured.
+    """
 
     batch_size: int
     input_len: int
@@ -37,7 +40,7 @@ class Timing:
 
     shape: Shape
     one_token_s: tuple[float, ...]
-    all_tokens_s: tuple[float, ...]
+    all_tokens_s: tuple[float, ...]  # none where one token is all
     drafts: DraftStats = DraftStats(0, ())  # of the timed runs
 
     @property
@@ -49,9 +52,10 @@ class Timing:
     def tpot_s(self) -> float | None:
         """Best time for each further token: (all tokens - one token) / (output_len - 1).
 
-        None when a run for all tokens was faster than one for a single token: the machine is too busy to measure.
+        None without further tokens, and when a run for all tokens was faster than one for a single token: the machine
+        is too busy to measure.
         """
-        return self._per_token(min(self.all_tokens_s), min(self.one_token_s))
+        return self._per_token(min)
 
     @property
     def ttft_median_s(self) -> float:
@@ -59,20 +63,20 @@ class Timing:
 
     @property
     def tpot_median_s(self) -> float | None:
-        return self._per_token(statistics.median(self.all_tokens_s), statistics.median(self.one_token_s))
+        return self._per_token(statistics.median)
 
-    def _per_token(self, all_tokens_s: float, one_token_s: float) -> float | None:
-        further_s = all_tokens_s - one_token_s
+    def _per_token(self, typical: Callable[[Sequence[float]], float]) -> float | None:
+        if not self.all_tokens_s:
+            return None
+        further_s = typical(self.all_tokens_s) - typical(self.one_token_s)
         return further_s / (self.shape.output_len - 1) if further_s > 0 else None
 
 
 def check_shapes(shapes: Sequence[Shape], *, context_length: int, max_running_requests: int) -> None:
     """Raise ConfigError for a shape that the engine would cut short or run in several batches."""
     for shape in shapes:
-        if min(shape.batch_size, shape.input_len) < 1:
-            raise ConfigError("--batch-size and --input-len must be at least 1")
-        if shape.output_len < 2:
-            raise ConfigError(f"--output-len is {shape.output_len}; it must be at least 2 to time a further token")
+        if min(shape.batch_size, shape.input_len, shape.output_len) < 1:
+            raise ConfigError("--batch-size, --input-len and --output-len must be at least 1")
         if shape.input_len + shape.output_len > context_length:
             raise ConfigError(
                 f"--input-len {shape.input_len} plus --output-len {shape.output_len} is "
@@ -95,7 +99,6 @@ def measure(
     on_run: Callable[[], None] = lambda: None,
 ) -> Timing:
     """Warm the shape up once, then time it `num_runs` times. Every run has fresh prompts: no cache can help."""
-
     drafts: list[DraftStats] = []
 
     def timed(output_len: int) -> float:
@@ -107,8 +110,12 @@ def measure(
 
     timed(min(WARM_UP_OUTPUT_LEN, shape.output_len))
     drafts.clear()
-    runs = [(timed(1), timed(shape.output_len)) for _ in range(num_runs)]
-    return Timing(shape, tuple(one for one, _ in runs), tuple(every for _, every in runs), DraftStats.total(drafts))
+    one_token_s, all_tokens_s = [], []
+    for _ in range(num_runs):
+        one_token_s.append(timed(1))
+        if shape.output_len > 1:
+            all_tokens_s.append(timed(shape.output_len))
+    return Timing(shape, tuple(one_token_s), tuple(all_tokens_s), DraftStats.total(drafts))
 
 
 def time_batch(engine: BatchEngine, prompts: list[list[int]], output_len: int) -> tuple[float, DraftStats]:
@@ -125,17 +132,3 @@ def time_batch(engine: BatchEngine, prompts: list[list[int]], output_len: int) -
         if answer.num_cached:
             raise SlipstreamError(f"{answer.num_cached} prompt tokens came from the prefix cache: no measure")
     return elapsed_s, DraftStats.total(answer.drafts for answer in answers if answer.drafts is not None)
-
-
-def decode_weight_bytes(config: dict[str, Any], bytes_per_weight: int) -> int:
-    """Bytes of weights that one decode step of a dense model reads; `config` has transformers' names.
-
-    Every matrix is read once: the projections and the feed-forward of each layer and the output matrix. The embedding
-    (where it is not the output matrix too) gives single rows, and norms are too small to count.
-    """
-    hidden, head_dim = config["hidden_size"], config["head_dim"]
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    feed_forward = 3 * hidden * config["intermediate_size"]
-    num_weights = config["num_hidden_layers"] * (attention + feed_forward) + config["vocab_size"] * hidden
-    return int(num_weights) * bytes_per_weight

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from slipstream.bench.floor_table import MARKS, floor_table, has_floors, short
+from slipstream.bench.notes import Note, notes_section
 from slipstream.bench.results import Result, meets
 
 HEADER = """# Results
@@ -9,12 +11,12 @@ HEADER = """# Results
 Written by `make results` from the JSON lines in `bench/results/`; edit those. A commit with "+" had changes on top.
 """
 COLUMNS = "| case | value | target | | compared with | machine | date | commit |\n|---|---|---|---|---|---|---|---|"
-MARKS = {True: "met", False: "**missed**", None: ""}
 
 
-def render(results: Mapping[str, Sequence[Result]]) -> str:
+def render(results: Mapping[str, Sequence[Result]], notes: Sequence[Note] = ()) -> str:
     """The page. `results` maps the name of a group to its results, oldest first."""
-    return "\n".join([HEADER, *(_group(name, results[name]) for name in sorted(results) if results[name])])
+    groups = (_group(name, results[name], notes) for name in sorted(results) if results[name])
+    return "\n".join([HEADER, *groups])
 
 
 def split_latest(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
@@ -25,26 +27,27 @@ def split_latest(results: Sequence[Result]) -> tuple[list[Result], list[Result]]
     return [results[index] for index in latest.values()], older[::-1]
 
 
-def _group(name: str, results: Sequence[Result]) -> str:
+def _group(name: str, results: Sequence[Result], notes: Sequence[Note]) -> str:
     latest, older = split_latest(results)
     commands = dict.fromkeys(result.command for result in latest)
-    parts = [f"## {name}\n", *(f"    {command}" for command in commands), "", COLUMNS, *map(_line, latest), ""]
+    floors = has_floors(results)
+    table = floor_table if floors else _table
+    parts = [f"## {name}\n", *(f"    {command}" for command in commands), "", table(latest), ""]
+    if floors:
+        machines = dict.fromkeys(result.machine for result in latest)
+        parts[1:1] = [f'{", ".join(machines)}; "ahead" is by what factor ours is faster than the faster peer.\n']
+        parts += notes_section(latest, notes)
     if older:
-        parts += ["Earlier:\n", COLUMNS, *map(_line, older), ""]
+        parts += ["Earlier:\n", table(older), ""]
     return "\n".join(parts)
 
 
+def _table(results: Sequence[Result]) -> str:
+    return "\n".join([COLUMNS, *map(_line, results)])
+
+
 def _line(result: Result) -> str:
-    value, mark = f"{_short(result.value)} {result.unit}", MARKS[meets(result.value, result.target)]
+    value, mark = f"{short(result.value)} {result.unit}", MARKS[meets(result.value, result.target)]
     measured = (result.machine, result.date, result.commit)
     cells = (result.case, value, result.target or "", mark, result.compared_with or "", *measured)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def _short(value: float) -> str:
-    """Three significant digits, or every digit before the point.
-
-    >>> _short(1.23456), _short(1234.5), _short(0.00123456)
-    ('1.23', '1,234', '0.00123')
-    """
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slipstream.bench.statistics import Summary
+from slipstream.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,36 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class OneBatchRow(Row):
-    """ttft_s and tpot_ms are the best of the runs; the lists hold every run."""
+    """ttft_s and tpot_ms are the best of the runs; the lists hold every run.
 
+    Floors (floors.py) are None where the device's speed is not known or the model is not dense; that of a token is that
+    of a step over the acceptance length, in the middle of the answers.
+    """
+
+    date: str
+    command: str
+    preset: str | None
     in_process: bool
     dtype: str
     device: str
+    device_name: str | None
+    num_gpus: int
+    start_s: float  # from the start of the process until the engine was ready, files of a preset not counted
     ttft_median_s: float
     tpot_median_ms: float | None
     prefill_tok_s: float
-    floor_ms: float | None  # weight bytes / memory bandwidth
+    floor_ms: float | None
+    floor_percent: float | None  # of tpot_ms
+    prefill_floor_ms: float | None
+    prefill_floor_percent: float | None  # of ttft_s
+    num_drafts: int  # K, 0 without drafts
+    simulated_length: float | None  # of acceptance
+    step_bytes: float | None  # that a decode step moves at least, and what it computes
+    step_flops: float | None
+    prefill_bytes: float | None
+    prefill_flops: float | None
     one_token_runs_s: list[float]
-    all_tokens_runs_s: list[float]
+    all_tokens_runs_s: list[float]  # none with one token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +102,18 @@ class SpeculativeRow(Row):
     turn_ratios: list[float]  # the same for each turn
 
 
-def to_objects(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as plain data for JSON."""
-    return [dataclasses.asdict(row) for row in rows]
+def append_row(path: str, row: Row) -> None:
+    """Add a row to a file, as one line of JSON."""
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dataclasses.asdict(row)) + "\n")
 
 
-def write_json(path: str, rows: Sequence[Row]) -> None:
-    """Write the rows as one JSON list."""
-    Path(path).write_text(json.dumps(to_objects(rows), indent=2) + "\n", encoding="utf-8")
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of such a file, as plain data. Raises ConfigError naming the line that is wrong."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ConfigError(f"{path.name}, line {number}: {error}") from None
+    return rows

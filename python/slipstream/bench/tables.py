@@ -15,18 +15,42 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def one_batch_table(rows: Sequence[OneBatchRow]) -> Table:
-    """One line for each shape; times are the best of the runs."""
+    """One line for each shape; times are the best of the runs. The floor is that of a further token where there is one,
+    else that of the first.
+    """
     table = Table(title="one batch at a time (best of the runs)", title_justify="left")
-    headers = ("batch", "in", "out", "TTFT ms", "prefill tok/s", "per token ms", "decode tok/s", "floor ms")
+    headers = (
+        "batch",
+        "in",
+        "out",
+        "TTFT\nms",
+        "prefill\ntok/s",
+        "per token\nms",
+        "decode\ntok/s",
+        "floor\nms",
+        "% of\nfloor",
+    )
     for name in headers:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
+        is_prefill = row.output_len == 1
         table.add_row(
             str(row.batch_size), f"{row.input_len:g}", f"{row.output_len:g}",
             number(1000 * row.ttft_s if row.ttft_s is not None else None), number(row.prefill_tok_s, 0),
-            number(row.tpot_ms, 3), number(row.decode_tok_s), number(row.floor_ms, 3),
+            number(row.tpot_ms, 3), number(row.decode_tok_s),
+            number(row.prefill_floor_ms if is_prefill else row.floor_ms, 2),
+            number(row.prefill_floor_percent if is_prefill else row.floor_percent, 0),
         )  # fmt: skip
     return table
+
+
+def one_batch_line(row: OneBatchRow) -> str:
+    """One shape in one line, for a run that may be cut off."""
+    words = [f"bs {row.batch_size}, in {row.input_len:g}, out {row.output_len:g}:"]
+    if row.tpot_ms is not None:
+        words += [f"{row.tpot_ms:.3f} ms per token,", f"{number(row.decode_tok_s, 0)} tok/s,"]
+    ttft_ms = None if row.ttft_s is None else 1000 * row.ttft_s
+    return " ".join([*words, f"first token after {number(ttft_ms)} ms, prefill {number(row.prefill_tok_s, 0)} tok/s"])
 
 
 def serving_table(row: ServingRow) -> Table:

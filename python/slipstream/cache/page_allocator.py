@@ -22,7 +22,9 @@ class PageAllocator:
     def allocate(self, count: int) -> list[int]:
         """`count` page ids; the caller has checked num_free."""
         assert count <= len(self._free), f"{count} pages wanted, {len(self._free)} free"
-        pages = [self._free.pop() for _ in range(count)]
+        first = len(self._free) - count
+        pages = self._free[first:][::-1]
+        del self._free[first:]
         for page in pages:
             self._is_free[page] = 0
         return pages

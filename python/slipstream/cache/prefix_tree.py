@@ -8,14 +8,10 @@ locked along their whole path; the others form the cache and are evicted leaf by
 
 import heapq
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-
-class PageKey(NamedTuple):
-    """What a page holds, given the pages before it."""
-
-    numbers: tuple[int, ...]  # of its page_size positions and of the successors
-    is_valid: bool  # the draft's KV is there too
+PageKey = tuple[int, ...]
+"""What a page holds, given the pages before it: True if it is valid, then the numbers of its page_size positions and of
+the successors. One flat tuple: long prompts look up hundreds of them."""
 
 
 class PrefixNode:
@@ -31,6 +27,11 @@ class PrefixNode:
         self.num_locks = 0
         self.last_used = 0
 
+    @property
+    def is_valid(self) -> bool:
+        """The draft's KV is there too."""
+        return bool(self.key[0])
+
 
 class PrefixTree:
     """Maps token prefixes to pages, whole pages only. KV of a position depends on `successor_depth` positions after."""
@@ -40,7 +41,8 @@ class PrefixTree:
         self.successor_depth = successor_depth
         self.num_pages = 0
         self.num_evictable = 0  # nodes without a lock; their descendants have none either
-        self._root = PrefixNode(PageKey((), True), -1, None)
+        self._num_invalid = 0
+        self._root = PrefixNode((True,), -1, None)
         self._clock = 0
         self._heap: list[tuple[int, int, PrefixNode]] = []  # (last_used, page, node); stale entries are skipped
 
@@ -52,8 +54,7 @@ class PrefixTree:
         """
         last = [self._root]  # the ends of all paths so far, those with the most valid pages first
         for index in range(max_pages):
-            keys = [self._key(numbers, index, is_valid) for is_valid in ((True,) if valid_only else (True, False))]
-            longer = [child for node in last for key in keys if (child := node.children.get(key)) is not None]
+            longer = self._longer(last, numbers, index, valid_only)
             if not longer:
                 break
             last = longer
@@ -63,6 +64,13 @@ class PrefixTree:
             path.append(node)
             node = node.parent
         return path[::-1]
+
+    def _longer(self, last: list[PrefixNode], numbers: Sequence[int], index: int, valid_only: bool) -> list[PrefixNode]:
+        """The paths with one more page, page number `index` of `numbers`."""
+        keys = [self._key(numbers, index, True)]
+        if not valid_only and self._num_invalid:
+            keys.append(self._key(numbers, index, False))
+        return [child for node in last for key in keys if (child := node.children.get(key)) is not None]
 
     def lock(self, nodes: Iterable[PrefixNode]) -> None:
         """Keep `nodes` (a path from the root, or its continuation) from eviction."""
@@ -87,12 +95,13 @@ class PrefixTree:
     ) -> PrefixNode:
         """The node for page number `index` of `numbers` under `parent`; made with `page` unless it exists."""
         above = parent or self._root
-        assert not is_valid or above is self._root or above.key.is_valid, "a valid page follows valid pages only"
+        assert not is_valid or above.is_valid, "a valid page follows valid pages only"
         key = self._key(numbers, index, is_valid)
         node = above.children.get(key)
         if node is None:
             node = above.children[key] = PrefixNode(key, page, above)
             self.num_pages += 1
+            self._num_invalid += not is_valid
             self.num_evictable += 1
         return node
 
@@ -117,6 +126,7 @@ class PrefixTree:
         del parent.children[node.key]
         node.parent = None
         self.num_pages -= 1
+        self._num_invalid -= not node.is_valid
         self.num_evictable -= 1
         if parent is not self._root and not parent.children and not parent.num_locks:
             self._offer(parent)
@@ -137,4 +147,4 @@ class PrefixTree:
     def _key(self, numbers: Sequence[int], index: int, is_valid: bool) -> PageKey:
         begin, end = index * self.page_size, (index + 1) * self.page_size + self.successor_depth
         assert end <= len(numbers), f"the successors of page {index} are not known"
-        return PageKey(tuple(numbers[begin:end]), is_valid)
+        return (is_valid, *numbers[begin:end])

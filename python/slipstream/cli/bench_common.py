@@ -2,7 +2,7 @@
 
 import argparse
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from slipstream import __version__
 from slipstream.bench.http_client import LoadClient
-from slipstream.bench.rows import Row, write_json
+from slipstream.bench.rows import Row, append_row
 from slipstream.bench.serving import Case, Send, run_case
 from slipstream.config.flags import FlagParser, add_flags
 from slipstream.config.options import LaunchOptions
@@ -43,7 +43,10 @@ def positive(text: str) -> float:
 def add_common_flags(parser: FlagParser, *, server: bool) -> None:
     """The seed, the output, and every flag of a server or of an engine."""
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random here")
-    parser.add_argument("--output-json", metavar="FILE", help="write the figures as a JSON list of objects")
+    parser.add_argument(
+        "--output-json", metavar="FILE",
+        help="append the figures, one JSON object a line, of each case as soon as it is measured",
+    )  # fmt: skip
     group = parser.add_argument_group("server flags" if server else "engine flags")
     add_flags(group, LaunchOptions, server=server)
     parser.set_defaults(log_level="warning")  # no line for each request
@@ -58,6 +61,19 @@ def add_load_flags(parser: FlagParser, *, num_requests: int, concurrency: str, q
     parser.add_argument("--concurrency", type=whole_number, nargs="+", metavar="N", help=concurrency)
     parser.add_argument("--questions", metavar="FILE", help=questions)
     parser.add_argument("--timeout-s", type=positive, default=600.0, metavar="X", help=f"longest time for one {unit}")
+
+
+def add_shape_flags(parser: FlagParser, batch_sizes: list[int] | None) -> None:
+    """Of random prompts; without `batch_sizes`, their default, another flag says how many there are at once."""
+    if batch_sizes is not None:
+        parser.add_argument(
+            "--batch-size", type=whole_number, nargs="+", default=batch_sizes, metavar="N", help="prompts at once"
+        )
+    parser.add_argument("--input-len", type=whole_number, default=128, metavar="N", help="tokens of each prompt")
+    parser.add_argument(
+        "--output-len", type=whole_number, default=128, metavar="N",
+        help="tokens of each answer, or with a file of questions the most",
+    )  # fmt: skip
 
 
 @contextmanager
@@ -88,7 +104,18 @@ def show_failures(failures: Mapping[str, int]) -> None:
         Console().print(f"{count} failed: {failure}", style="red", markup=False, highlight=False)
 
 
-def write_rows(path: str | None, rows: Iterable[Row]) -> None:
+def keep_row(path: str | None, row: Row) -> None:
     """Write the figures, if that was asked for."""
     if path is not None:
-        write_json(path, list(rows))
+        append_row(path, row)
+
+
+def check_output(path: str | None) -> None:
+    """Raise ConfigError where figures could not be written, before anything is measured."""
+    if path is None:
+        return
+    try:
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output-json {path} cannot be written: {error.strerror}") from None

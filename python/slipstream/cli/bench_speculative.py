@@ -28,11 +28,12 @@ from slipstream.cli.bench_common import (
     MAX_WARM_UP_REQUESTS,
     add_common_flags,
     add_load_flags,
+    check_output,
+    keep_row,
     progress,
     show_failures,
     warm_up,
     whole_number,
-    write_rows,
 )
 from slipstream.config.drafting import MAX_DRAFTS
 from slipstream.config.flags import FlagParser, from_namespace
@@ -82,6 +83,7 @@ def bench_speculative(args: list[str]) -> int:
     if options.port:
         raise ConfigError("--port is one port, but two servers run at a time; leave it out, each takes a free one")
     speculative.check_options(options)
+    check_output(flags.output_json)
     cases = [(case, resolve_case(case, options)) for case in speculative.cases(flags.num_steps, flags.topk)]
     rows: list[SpeculativeRow] = []
     _announce("without drafts")
@@ -96,7 +98,6 @@ def bench_speculative(args: list[str]) -> int:
     for row in rows:
         show_failures(row.failures)
         show_failures(row.plain_failures)
-    write_rows(flags.output_json, rows)
     return 0 if any(row.num_failed < row.num_requests for row in rows) else 1
 
 
@@ -151,7 +152,9 @@ async def _measure(
             with progress() as track:
                 text = f"K {how.shape.depth}, topk {how.shape.topk}, {workload.name}, {concurrency} at once"
                 await speculative.run_in_turns(case, *sides, track(text, 2 * flags.num_requests))
-            rows.append(speculative.to_speculative_row(case, workload.name, how, *sides, engine=ENGINE, model=model))
+            row = speculative.to_speculative_row(case, workload.name, how, *sides, engine=ENGINE, model=model)
+            keep_row(flags.output_json, row)
+            rows.append(row)
     return rows
 
 

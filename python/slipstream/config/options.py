@@ -59,7 +59,16 @@ class LaunchOptions:
         AUTO, "most prompt tokens in one step; longer prompts are split", minimum=1, maximum=2**20
     )
     page_size: int | Auto = flag(AUTO, "tokens in one KV page", minimum=1, maximum=65536)
-    attention_backend: str = flag(AUTO, "attention implementation", choices=(AUTO, "torch_native"))
+    attention_backend: str = flag(
+        AUTO,
+        "attention implementation; auto: on a GPU the fastest that supports the model, on a CPU torch_native",
+        choices=(AUTO, "torch_native", "triton", "flashinfer"),
+    )
+    disable_cuda_graph: bool = flag(False, "launch every kernel of a step by itself: starts sooner, decodes slower")
+    cuda_graph_max_bs: int | Auto = flag(
+        AUTO, "most requests in a decode step that runs as a CUDA graph; auto: max-running-requests, at most 256",
+        minimum=1,
+    )
     disable_radix_cache: bool = flag(False, "do not keep finished prompts' KV pages for later prompts")
     disable_overlap_schedule: bool = flag(False, "plan a step only when the last one is done")
     random_seed: int | Auto = flag(AUTO, "seeds requests that bring none; auto: from the system", minimum=0)

@@ -86,6 +86,7 @@ class WorkerDrafts:
     model_path: str | None = None  # a folder; None: the algorithm needs no model
     load_format: str = "auto"
     dtype: str | None = None  # "bfloat16" | "float16" | "float32"; None: the target's
+    adaptive: bool = False  # the depth changes from step to step
     rejection_sampling: bool = False
     simulated_length: float | None = None  # mean acceptance length to pretend
     simulated_pattern: tuple[int, ...] = ()  # accepted drafts of each verify step in turn, to pretend
@@ -108,12 +109,14 @@ class WorkerConfig:
     tokenizer_path: str | None  # where the ids of image tokens are looked up; None: beside the model
     dtype: str
     device: str
-    attention_backend: str
+    attention_backend: str  # "auto": the fastest that supports the model
     mem_fraction_static: float
     context_length: int
     max_running_requests: int
     max_total_tokens: int | None  # None: what fits in memory
+    chunked_prefill_size: int  # most prompt tokens of one step, which buffers are sized for
     page_size: int
     random_seed: int
     log_level: str
+    cuda_graph_max_bs: int = 0  # most requests in a decode step that is a CUDA graph; 0: no graphs
     drafts: WorkerDrafts | None = None  # None: no speculation

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from slipstream.config.chooser import Chooser
-from slipstream.config.flags import check_fields
+from slipstream.config.flags import AUTO, check_fields
 from slipstream.config.images import ImageFormat
 from slipstream.config.machine import Machine
 from slipstream.config.options import LaunchOptions
@@ -13,7 +13,8 @@ from slipstream.config.processes import SchedulerConfig, ServerConfig, Tokenizer
 from slipstream.config.speculation import DraftFacts, Drafts, resolve_drafts
 from slipstream.errors import ConfigError
 
-GPU_MEM_FRACTION = 0.85
+MAX_GRAPH_BATCH = 256
+GPU_MEM_FRACTION = 0.92
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}(:[0-9]{{1,5}})?")
 
@@ -64,6 +65,7 @@ class _Shared:
     max_running_requests: int
     max_images: int
     random_seed: int
+    chunked_prefill_size: int
     page_size: int
     max_steps_in_flight: int
     log_level: str
@@ -113,6 +115,10 @@ def _shared(chooser: Chooser, options: LaunchOptions, model: ModelFacts, machine
         max_running_requests=pick("max_running_requests", lambda: (256, "GPU") if device == "cuda" else (32, "CPU")),
         max_images=max_images,
         random_seed=pick("random_seed", lambda: (system_seed, "from the system")),
+        chunked_prefill_size=pick(
+            "chunked_prefill_size",
+            lambda: (8192, "GPU") if device == "cuda" else (512, "CPU: short steps keep streams smooth"),
+        ),
         page_size=pick("page_size", lambda: (16, "a balance of reuse and bookkeeping")),
         max_steps_in_flight=1 if pick("disable_overlap_schedule") else 2,
         log_level=pick("log_level"),
@@ -169,14 +175,10 @@ def _tokenizer(chooser: Chooser, shared: _Shared, options: LaunchOptions, model:
 
 def _scheduler(chooser: Chooser, shared: _Shared, drafts: Drafts | None) -> SchedulerConfig:
     pick = chooser.choose
-    chunk = pick(
-        "chunked_prefill_size",
-        lambda: (8192, "GPU") if shared.device == "cuda" else (512, "CPU: short steps keep streams smooth"),
-    )
     return SchedulerConfig(
         context_length=shared.context_length,
         max_running_requests=shared.max_running_requests,
-        chunked_prefill_size=chunk,
+        chunked_prefill_size=shared.chunked_prefill_size,
         page_size=shared.page_size,
         prefix_cache=not pick("disable_radix_cache"),
         max_steps_in_flight=shared.max_steps_in_flight,
@@ -210,16 +212,36 @@ def _worker(
         tokenizer_path=model.tokenizer_path or None,
         dtype=shared.dtype,
         device=shared.device,
-        attention_backend=pick("attention_backend", lambda: ("torch_native", "the one that runs everywhere")),
+        attention_backend=pick(
+            "attention_backend",
+            lambda: (AUTO, "the fastest that supports the model") if on_gpu else ("torch_native", "CPU"),
+        ),
         mem_fraction_static=mem_fraction,
         context_length=shared.context_length,
         max_running_requests=shared.max_running_requests,
         max_total_tokens=max_total_tokens,
+        chunked_prefill_size=shared.chunked_prefill_size,
         page_size=shared.page_size,
         random_seed=shared.random_seed,
         log_level=shared.log_level,
+        cuda_graph_max_bs=_graph_batch(chooser, shared),
         drafts=drafts.worker if drafts else None,
     )
+
+
+def _graph_batch(chooser: Chooser, shared: _Shared) -> int:
+    """Most requests in a decode step that is a CUDA graph; 0: none is."""
+    if shared.device != "cuda":
+        if chooser.choose("cuda_graph_max_bs") != AUTO:
+            raise ConfigError("--cuda-graph-max-bs is given, but there are no CUDA graphs on a CPU: leave it out")
+        chooser.reasons["cuda_graph_max_bs"] = (0, "CPU")
+        chooser.choose("disable_cuda_graph")
+        return 0
+    most = chooser.choose(
+        "cuda_graph_max_bs",
+        lambda: (min(shared.max_running_requests, MAX_GRAPH_BATCH), "all that may run at once, at most 256"),
+    )
+    return 0 if chooser.choose("disable_cuda_graph") else min(int(most), shared.max_running_requests)
 
 
 def _auto_dtype(on_gpu: bool, model: ModelFacts, machine: Machine) -> tuple[str, str]:

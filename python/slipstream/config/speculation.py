@@ -98,6 +98,7 @@ def resolve_drafts(
             model_path=path,
             load_format=load_format,
             dtype=dtype,
+            adaptive=choice.adaptive,
             rejection_sampling=choice.rejection_sampling,
             simulated_length=choice.simulated_length,
             simulated_pattern=choice.simulated_pattern,

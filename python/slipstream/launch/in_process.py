@@ -67,7 +67,10 @@ class InProcessRuntime:
 
     def _run(self) -> None:
         from slipstream.tokenizer.process import load_tokenizer, make_core
-        from slipstream.worker.process import load_worker  # imports torch: only where the worker runs here
+        from slipstream.worker.process import (  # import torch: only where the worker runs here
+            load_worker,
+            send_finished,
+        )
 
         config = self._resolved.tokenizer
         tokenizer = make_core(config, load_tokenizer(config), self._to_scheduler, self._to_server, decoder=None)
@@ -76,11 +79,12 @@ class InProcessRuntime:
         self._to_scheduler.put(worker.ready)
         plans: deque[Plan] = deque()
         while not self._stopped.is_set():
-            if not plans and not self._to_scheduler.wait(0.0):
+            if not plans and not worker.num_pending and not self._to_scheduler.wait(0.0):
                 self.to_tokenizer.wait(HEARTBEAT_S)
             for message in self.to_tokenizer.drain():
                 tokenizer.handle(message)
             scheduler.turn(0.0)
             plans.extend(self._to_worker.drain())
             if plans:
-                self._to_scheduler.put(worker.step(plans.popleft()))
+                worker.submit(plans.popleft())
+            send_finished(worker, self._to_scheduler)

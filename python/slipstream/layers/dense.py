@@ -52,6 +52,10 @@ def make_dense(weight: Tensor) -> LinearLayer:
     """The fastest product for where `weight` [out, in] lies and for its dtype. The result keeps a packed copy or
     `weight` itself, never both.
     """
+    if weight.is_cuda:
+        from slipstream.layers.skinny import SkinnyLinear  # only where there is a GPU: it needs triton
+
+        return SkinnyLinear(weight)
     return PackedLinear(weight) if can_pack(weight.dtype, weight.device) else Linear(weight)
 
 

@@ -27,6 +27,9 @@ class Head:
     def __init__(self, weight: Tensor) -> None:
         self._product = make_dense(weight)
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """[rows, D] -> fp32 [rows, vocab]. The product has the weights' dtype and accumulates in fp32."""
-        return self._product(hidden).float()
+    def __call__(self, hidden: Tensor, *, widen: bool = True) -> Tensor:
+        """[rows, D] -> [rows, vocab]. The product has the weights' dtype and accumulates in fp32; `widen` makes fp32 of
+        its result.
+        """
+        logits = self._product(hidden)
+        return logits.float() if widen else logits

@@ -27,6 +27,10 @@ class RotaryEmbedding:
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin), each fp32 [T, 1, rotary_dim], of positions [T] int64; once for all layers of a step."""
+        if positions.is_cuda:
+            from slipstream.kernels.rotary_tables import rotary_tables  # only where there is a GPU: it needs triton
+
+            return rotary_tables(positions, self._frequencies, self._factor)
         angles = positions.view(-1, 1, 1) * self._frequencies
         cos, sin = angles.cos(), angles.sin_()
         return (cos, sin) if self._factor == 1.0 else (cos.mul_(self._factor), sin.mul_(self._factor))

@@ -6,7 +6,7 @@ from itertools import zip_longest
 import msgspec
 
 
-class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
+class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Sampling parameters of one choice of one request.
 
     Defaults are the neutral values. `seed`, with the choice's index and the position, keys the noise.
@@ -31,7 +31,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     accept_cap: int | None = None  # for measuring: so many drafts of a step are accepted at most, whatever they are
 
 
-class Logprob(msgspec.Struct, frozen=True, array_like=True):
+class Logprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Log-probability (nats) of one token under the model's own distribution, before temperature and penalties."""
 
     token_id: int
@@ -39,14 +39,14 @@ class Logprob(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]] = []  # (token id, logprob), likeliest first
 
 
-class FinishReason(msgspec.Struct, frozen=True, array_like=True):
+class FinishReason(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Why a choice ended. `matched` is the stop id or the stop string."""
 
     type: str  # "stop" | "length" | "abort"
     matched: int | str | None = None
 
 
-class DraftStats(msgspec.Struct, frozen=True, array_like=True):
+class DraftStats(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What speculation has done for one choice so far, counted in verify steps: steps with at least one draft.
 
     accepted[i] is the number of verify steps of which i drafts were accepted and kept. Drafts after a stop do not count

@@ -33,7 +33,7 @@ class WorkerReady(msgspec.Struct, frozen=True, tag=True):
     info: dict[str, Any]
 
 
-class SlotResult(msgspec.Struct, frozen=True, array_like=True):
+class SlotResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one slot got from one step: committed token ids, or an error that ends this request alone.
 
     A decode slot commits the accepted drafts and the bonus token; a prefill chunk that is not the last of its prompt

@@ -6,7 +6,7 @@ from slipstream.messages.sampling import DraftStats, FinishReason
 from slipstream.messages.to_tokenizer import FlushDone, RequestFailed, SchedulerReady, SchedulerStatus
 
 
-class TokenText(msgspec.Struct, frozen=True, array_like=True):
+class TokenText(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One token with its exact bytes (possibly part of a character) and its logprob in nats.
 
     `logprob` is None for the first token of a prompt, which has no predecessor.
@@ -18,7 +18,7 @@ class TokenText(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, bytes, float]] = []  # (token id, bytes, logprob), likeliest first
 
 
-class TextOutput(msgspec.Struct, frozen=True, array_like=True):
+class TextOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """New text of one choice. Text, ids and logprobs agree: text held back for a stop string holds its ids back too."""
 
     rid: str

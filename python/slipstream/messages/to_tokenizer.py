@@ -76,7 +76,7 @@ class FlushCache(msgspec.Struct, frozen=True, tag=True):
     counters: bool = False
 
 
-class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
+class TokenOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """New tokens of one choice, in order. `finish` is set on the last one."""
 
     rid: str

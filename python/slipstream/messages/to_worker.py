@@ -22,7 +22,7 @@ class NewRequest(msgspec.Struct, frozen=True, array_like=True):
     warm: bool = False  # the draft follows this slot: its KV is complete up to num_cached and is to be kept so
 
 
-class PrefillChunk(msgspec.Struct, frozen=True, array_like=True):
+class PrefillChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Compute KV of tokens [start, start + length) of a slot; with `last`, also sample the next token."""
 
     slot: int

@@ -37,6 +37,7 @@ class CausalLM(Protocol):
     """A decoder that predicts the next token. `config` is CheckpointSpec.config."""
 
     image_encoder: ImageEncoder | None  # None: text only
+    reads_on_host: bool  # forward() waits for the device in its middle, so that no CUDA graph can hold it
 
     def __init__(self, config: Mapping[str, Any], parameters: Parameters, device: torch.device) -> None:
         """`parameters` are those of the architecture's ModelTables."""
@@ -53,6 +54,6 @@ class CausalLM(Protocol):
         """
         ...
 
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[rows, D] -> fp32 [rows, vocab]."""
+    def compute_logits(self, hidden: Tensor, *, widen: bool = True) -> Tensor:
+        """[rows, D] -> [rows, vocab], fp32 unless `widen` is off: then of the dtype in which they were computed."""
         ...

@@ -4,6 +4,7 @@ from slipstream.layers.dense import LinearLayer
 from slipstream.layers.feed_forward import SwiGLU
 from slipstream.layers.linear import make_linear
 from slipstream.layers.norm import RMSNorm
+from slipstream.layers.normed import Normed, NormedPart
 from slipstream.weights.parameters import Parameters
 
 
@@ -25,6 +26,24 @@ class LayerParts:
 
     def linear(self, name: str) -> LinearLayer:
         return make_linear(self.parameters.matrix(self.name(name)))
+
+    def normed_linear(self, norm: str, linear: str) -> NormedPart:
+        """The matrix `linear` behind the norm `norm`."""
+        matrix = self.parameters.matrix(self.name(linear))
+        if matrix.weight.is_cuda and matrix.weight_scale is None:
+            from slipstream.layers.skinny import NormedSkinnyLinear  # only where there is a GPU: it needs triton
+
+            return NormedSkinnyLinear(self.norm(norm), matrix.weight)
+        return Normed(self.norm(norm), make_linear(matrix))
+
+    def normed_swiglu(self, norm: str) -> NormedPart:
+        """The matrices gate_up and down behind the norm `norm`."""
+        gate_up, down = (self.parameters.matrix(self.name(name)) for name in ("gate_up", "down"))
+        if gate_up.weight.is_cuda and gate_up.weight_scale is None and down.weight_scale is None:
+            from slipstream.layers.skinny import NormedSkinnySwiGLU
+
+            return NormedSkinnySwiGLU(self.norm(norm), gate_up.weight, down.weight)
+        return Normed(self.norm(norm), SwiGLU(gate_up, down))
 
     def swiglu(self, prefix: str = "") -> SwiGLU:
         """Of the matrices `prefix`gate_up and `prefix`down."""

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from slipstream.attention.base import AttentionBackend
+from slipstream.attention.base import AttentionBackend, Rotation
 from slipstream.layers.embedding import Embedding, Head
-from slipstream.layers.feed_forward import FeedForward
 from slipstream.layers.norm import RMSNorm
+from slipstream.layers.normed import NormedPart
 from slipstream.layers.query_scale import make_query_scale
-from slipstream.layers.rope import RotaryEmbedding, rotate
+from slipstream.layers.rope import RotaryEmbedding
 from slipstream.models.base import ImageEncoder, ImageRows
 from slipstream.models.layer_parts import LayerParts
 from slipstream.weights.parameters import Parameters
@@ -23,12 +23,12 @@ Config = Mapping[str, Any]
 
 
 class SelfAttention(Protocol):
-    """The attention part of one layer: grouped-query here, latent elsewhere."""
+    """The attention part of one layer with its norm: grouped-query here, latent elsewhere."""
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, query_scale: Tensor | None, attention: AttentionBackend
-    ) -> Tensor:
-        """Normed rows [T, D] -> [T, D]. `cos` and `sin` are RotaryEmbedding.at() of the rows' positions."""
+        self, delta: Tensor | None, residual: Tensor, rotation: Rotation, attention: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        """See NormedPart; `rotation` is that of the rows' positions."""
         ...
 
 
@@ -37,36 +37,33 @@ class GroupedQueryAttention:
 
     def __init__(self, config: Config, parts: LayerParts) -> None:
         self.index = parts.index
-        self.num_heads, self.num_kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-        self.num_rotated = self.num_heads + self.num_kv_heads
-        self.qkv_shape = (-1, self.num_rotated + self.num_kv_heads, config["head_dim"])
-        self.qkv, self.out = parts.linear("qkv"), parts.linear("attention_out")
+        num_heads = config["num_attention_heads"] + 2 * config["num_key_value_heads"]
+        self.qkv_shape = (-1, num_heads, config["head_dim"])
+        self.qkv = parts.normed_linear("attention_norm", "qkv")
+        self.out = parts.linear("attention_out")
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, query_scale: Tensor | None, attention: AttentionBackend
-    ) -> Tensor:
-        qkv = self.qkv(x).view(self.qkv_shape)
-        rotated = rotate(qkv[:, : self.num_rotated], cos, sin)
-        q, k = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
-        if query_scale is not None:
-            q = (q * query_scale).to(x.dtype)
-        return self.out(attention.run(self.index, q, k, qkv[:, self.num_rotated :]))
+        self, delta: Tensor | None, residual: Tensor, rotation: Rotation, attention: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        qkv, residual = self.qkv(delta, residual)
+        return self.out(attention.run_fused(self.index, qkv.view(self.qkv_shape), rotation)), residual
 
 
 class Block:
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), where x = residual + delta; the last sum is left to whoever is
+    next.
+    """
 
-    def __init__(self, parts: LayerParts, self_attention: SelfAttention, mlp: FeedForward) -> None:
-        self.attention_norm, self.mlp_norm = parts.norm("attention_norm"), parts.norm("mlp_norm")
+    def __init__(self, self_attention: SelfAttention, mlp: NormedPart) -> None:
         self.self_attention = self_attention
         self.mlp = mlp
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, query_scale: Tensor | None, attention: AttentionBackend
-    ) -> Tensor:
-        """[T, D] -> [T, D]."""
-        x = x + self.self_attention.forward(self.attention_norm(x), cos, sin, query_scale, attention)
-        return x + self.mlp(self.mlp_norm(x))
+        self, delta: Tensor | None, residual: Tensor, rotation: Rotation, attention: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        """See NormedPart."""
+        delta, residual = self.self_attention.forward(delta, residual, rotation, attention)
+        return self.mlp(delta, residual)
 
 
 class Decoder:
@@ -75,6 +72,8 @@ class Decoder:
     `prefix` begins the names of its parameters.
     """
 
+    reads_on_host = False  # see CausalLM
+
     def __init__(self, config: Config, parameters: Parameters, device: torch.device, prefix: str = "") -> None:
         self.rope = RotaryEmbedding(
             self.rotary_dim(config), config["rope_parameters"], config["attention_factor"], device
@@ -82,9 +81,7 @@ class Decoder:
         self.query_scale = make_query_scale(config["rope_parameters"])
         eps, layer = config["rms_norm_eps"], f"{prefix}layers."
         layers = [LayerParts(parameters, index, eps, layer) for index in range(config["num_hidden_layers"])]
-        self.blocks = [
-            Block(parts, self.make_attention(config, parts), self.make_mlp(config, parts)) for parts in layers
-        ]
+        self.blocks = [Block(self.make_attention(config, parts), self.make_mlp(config, parts)) for parts in layers]
         self.norm = RMSNorm(parameters.tensor(f"{prefix}norm"), eps)
 
     def rotary_dim(self, config: Config) -> int:
@@ -95,16 +92,17 @@ class Decoder:
         """Of one layer; another family's may differ, as may its feed-forward part."""
         return GroupedQueryAttention(config, parts)
 
-    def make_mlp(self, config: Config, parts: LayerParts) -> FeedForward:
-        return parts.swiglu()
+    def make_mlp(self, config: Config, parts: LayerParts) -> NormedPart:
+        return parts.normed_swiglu("mlp_norm")
 
     def forward(self, x: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
         """See CausalLM.forward."""
-        cos, sin = self.rope.at(positions)
         query_scale = None if self.query_scale is None else self.query_scale.at(positions)
+        rotation = Rotation(*self.rope.at(positions), query_scale)
+        delta: Tensor | None = None
         for block in self.blocks:
-            x = block.forward(x, cos, sin, query_scale, attention)
-        return self.norm(x)
+            delta, x = block.forward(delta, x, rotation, attention)
+        return self.norm.add(delta, x)[0]
 
 
 class MistralForCausalLM:
@@ -114,6 +112,7 @@ class MistralForCausalLM:
     decoder_class: type[Decoder] = Decoder
 
     def __init__(self, config: Config, parameters: Parameters, device: torch.device) -> None:
+        self.reads_on_host = self.decoder_class.reads_on_host
         self.embedding = Embedding(parameters.tensor("embedding"))
         self.decoder = self.decoder_class(config, parameters, device)
         self.head = Head(self.embedding.weight if config["tie_word_embeddings"] else parameters.tensor("head"))
@@ -125,5 +124,5 @@ class MistralForCausalLM:
     def forward(self, x: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
         return self.decoder.forward(x, positions, attention)
 
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
+    def compute_logits(self, hidden: Tensor, *, widen: bool = True) -> Tensor:
+        return self.head(hidden, widen=widen)

@@ -27,6 +27,7 @@ class Mistral3ForConditionalGeneration:
     ) -> None:
         build = models(config["text_architecture"])
         self.text = build(config["text_config"], parameters, device)
+        self.reads_on_host = self.text.reads_on_host
         self.image_encoder: ImageEncoder | None = PixtralEncoder(config, parameters, device)
 
     def embed(self, token_ids: Tensor, images: ImageRows | None = None) -> Tensor:
@@ -35,5 +36,5 @@ class Mistral3ForConditionalGeneration:
     def forward(self, x: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
         return self.text.forward(x, positions, attention)
 
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        return self.text.compute_logits(hidden)
+    def compute_logits(self, hidden: Tensor, *, widen: bool = True) -> Tensor:
+        return self.text.compute_logits(hidden, widen=widen)

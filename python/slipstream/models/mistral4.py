@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from slipstream.attention.base import AttentionBackend
+from slipstream.attention.base import AttentionBackend, Rotation
 from slipstream.layers.dense import LinearLayer
-from slipstream.layers.feed_forward import FeedForward
 from slipstream.layers.fp8 import dequantize
 from slipstream.layers.moe import MixtureOfExperts, Router
+from slipstream.layers.normed import Normed, NormedPart
 from slipstream.layers.rope import rotate
 from slipstream.models.layer_parts import LayerParts
 from slipstream.models.mistral import Config, Decoder, MistralForCausalLM, SelfAttention
@@ -27,7 +27,7 @@ class LatentAttention:
     """
 
     def __init__(self, config: Config, parts: LayerParts) -> None:
-        self.index = parts.index
+        self.index, self.norm = parts.index, parts.norm("attention_norm")
         self.nope_dim, self.rank = config["qk_nope_head_dim"], config["kv_lora_rank"]
         self.q_shape = (-1, config["num_attention_heads"], self.nope_dim + config["qk_rope_head_dim"])
         self.q_a: LinearLayer | None = None
@@ -44,9 +44,11 @@ class LatentAttention:
         self.out = parts.linear("attention_out")
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, query_scale: Tensor | None, attention: AttentionBackend
-    ) -> Tensor:
-        """[T, D] -> [T, D]."""
+        self, delta: Tensor | None, residual: Tensor, rotation: Rotation, attention: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        """See SelfAttention."""
+        x, residual = self.norm.add(delta, residual)
+        cos, sin, query_scale = rotation.cos, rotation.sin, rotation.query_scale
         q = self.q(x if self.q_a is None else self.q_a_norm(self.q_a(x))).view(self.q_shape)
         if query_scale is not None:
             q = (q * query_scale).to(q.dtype)
@@ -57,11 +59,13 @@ class LatentAttention:
         k = torch.cat((self.kv_a_norm(k[..., : self.rank]), k_rope), -1)
         attended = attention.run(self.index, q, k, None).view(q_latent.shape)
         values = torch.bmm(attended.transpose(0, 1), self.w_uv).transpose(0, 1)
-        return self.out(values.flatten(1))
+        return self.out(values.flatten(1)), residual
 
 
 class LatentDecoder(Decoder):
     """With latent attention, and experts in all layers but the first few."""
+
+    reads_on_host = True  # which experts have rows
 
     def rotary_dim(self, config: Config) -> int:
         return int(config["qk_rope_head_dim"])
@@ -69,13 +73,14 @@ class LatentDecoder(Decoder):
     def make_attention(self, config: Config, parts: LayerParts) -> SelfAttention:
         return LatentAttention(config, parts)
 
-    def make_mlp(self, config: Config, parts: LayerParts) -> FeedForward:
+    def make_mlp(self, config: Config, parts: LayerParts) -> NormedPart:
         if parts.index in dense_layers(config):
-            return parts.swiglu()
+            return parts.normed_swiglu("mlp_norm")
         weight = parts.parameters.tensor(parts.name("router"))
         router = Router(weight, config["num_experts_per_tok"], config["routed_scaling_factor"])
         shared = parts.swiglu("shared_") if config["n_shared_experts"] else None
-        return MixtureOfExperts(router, parts.experts(config["n_routed_experts"]), shared)
+        experts = MixtureOfExperts(router, parts.experts(config["n_routed_experts"]), shared)
+        return Normed(parts.norm("mlp_norm"), experts)
 
 
 class Mistral4ForCausalLM(MistralForCausalLM):

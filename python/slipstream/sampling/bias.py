@@ -7,6 +7,7 @@ import torch
 from slipstream.errors import RequestError
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.rows import index_entries, rows_using
+from slipstream.sampling.upload import upload
 
 
 class LogitBias:
@@ -28,12 +29,16 @@ class LogitBias:
                     f"logit_bias names token id {token_id}; this model's ids are 0 to {self._vocab_size - 1}",
                     param="logit_bias",
                 )
-        ids = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=self._device)
-        values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=self._device)
+        ids = upload(list(params.logit_bias), torch.int64, self._device)
+        values = upload(list(params.logit_bias.values()), torch.float32, self._device)
         self._biases[slot] = ids, values
 
     def release(self, slot: int) -> None:
         self._biases.pop(slot, None)
+
+    def used_by(self, slots: Sequence[int]) -> bool:
+        """Whether any of the slots has a bias."""
+        return not self._biases.keys().isdisjoint(slots)
 
     def apply(self, logits: torch.Tensor, slots: Sequence[int]) -> None:
         """Add the biases. In place. logits: [rows, vocab] fp32."""

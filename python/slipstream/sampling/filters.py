@@ -83,9 +83,9 @@ class Filters:
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
-        self._top_k = torch.ones(num_slots, dtype=torch.int64, device=device)
-        self._top_p = torch.ones(num_slots, dtype=torch.float32, device=device)
-        self._min_p = torch.ones(num_slots, dtype=torch.float32, device=device)
+        self.top_k = torch.zeros(num_slots, dtype=torch.int64, device=device)  # of slots that do not use it: 0
+        self.top_p = torch.ones(num_slots, dtype=torch.float32, device=device)  # 1
+        self.min_p = torch.zeros(num_slots, dtype=torch.float32, device=device)  # 0
         self._top_k_cpu: dict[int, int] = {}
         self._uses_top_p: set[int] = set()
         self._uses_min_p: set[int] = set()
@@ -94,31 +94,36 @@ class Filters:
         """Take the slot's filters. top_k 0 or from the vocabulary's size on, top_p 1 and min_p 0 are off."""
         self.release(slot)
         if 0 < params.top_k < self._vocab_size:
-            self._top_k[slot] = self._top_k_cpu[slot] = params.top_k
+            self.top_k[slot] = self._top_k_cpu[slot] = params.top_k
         if params.top_p < 1.0:
-            self._top_p[slot] = params.top_p
+            self.top_p[slot] = params.top_p
             self._uses_top_p.add(slot)
         if params.min_p > 0.0:
-            self._min_p[slot] = params.min_p
+            self.min_p[slot] = params.min_p
             self._uses_min_p.add(slot)
 
     def release(self, slot: int) -> None:
-        self._top_k_cpu.pop(slot, None)
-        self._uses_top_p.discard(slot)
-        self._uses_min_p.discard(slot)
+        if self._top_k_cpu.pop(slot, None) is not None:
+            self.top_k[slot] = 0
+        if slot in self._uses_top_p:
+            self._uses_top_p.remove(slot)
+            self.top_p[slot] = 1.0
+        if slot in self._uses_min_p:
+            self._uses_min_p.remove(slot)
+            self.min_p[slot] = 0.0
 
     def apply(self, logits: torch.Tensor, slots: Sequence[int]) -> None:
         """Mask what the rows' filters remove. In place. logits: [rows, vocab] fp32, temperature already applied."""
         if rows := rows_using(slots, self._top_k_cpu):
             users = [slots[row] for row in rows]
             part = take_rows(logits, rows)
-            keep_top_k_(part, self._top_k[users], max(self._top_k_cpu[slot] for slot in users))
+            keep_top_k_(part, self.top_k[users], max(self._top_k_cpu[slot] for slot in users))
             put_rows(logits, rows, part)
         if rows := rows_using(slots, self._uses_top_p):
             part = take_rows(logits, rows)
-            keep_top_p_(part, self._top_p[[slots[row] for row in rows]])
+            keep_top_p_(part, self.top_p[[slots[row] for row in rows]])
             put_rows(logits, rows, part)
         if rows := rows_using(slots, self._uses_min_p):
             part = take_rows(logits, rows)
-            keep_min_p_(part, self._min_p[[slots[row] for row in rows]])
+            keep_min_p_(part, self.min_p[[slots[row] for row in rows]])
             put_rows(logits, rows, part)

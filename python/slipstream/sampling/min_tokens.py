@@ -6,6 +6,7 @@ import torch
 
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.rows import index_entries, take_rows
+from slipstream.sampling.upload import upload
 
 
 class MinTokens:
@@ -22,10 +23,14 @@ class MinTokens:
         ids = sorted({i for i in params.stop_token_ids if 0 <= i < self._vocab_size})
         if params.min_new_tokens > 0 and ids:
             first = prompt_len + params.min_new_tokens
-            self._masks[slot] = first, torch.tensor(ids, dtype=torch.int64, device=self._device)
+            self._masks[slot] = first, upload(ids, torch.int64, self._device)
 
     def release(self, slot: int) -> None:
         self._masks.pop(slot, None)
+
+    def used_by(self, slots: Sequence[int]) -> bool:
+        """Whether any of the slots has a minimal length."""
+        return not self._masks.keys().isdisjoint(slots)
 
     def apply(self, logits: torch.Tensor, slots: Sequence[int], positions: Sequence[int]) -> None:
         """Mask the stop ids of rows that draw an early position. In place. logits: [rows, vocab] fp32.

@@ -63,6 +63,18 @@ def child_keys(keys: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return mix64_(keys + (index + 1) * signed(GOLDEN))
 
 
+def child_key(key: int, index: int) -> int:
+    """child_keys() of one key, on the host. Any integers will do; they count modulo 2**64.
+
+    >>> child_key(1234567, 0)
+    6457827717110365317
+    """
+    bits = (key + (index + 1) * GOLDEN) % 2**64
+    bits = (bits ^ (bits >> 30)) * MIX_1 % 2**64
+    bits = (bits ^ (bits >> 27)) * MIX_2 % 2**64
+    return signed(bits ^ (bits >> 31))
+
+
 def uniforms(bits: torch.Tensor) -> torch.Tensor:
     """fp32 in [2**-33, 1 - 2**-24] from the upper 32 of 64 bits: (n + 1/2) / 2**32, rounded to fp32.
 
@@ -85,25 +97,24 @@ class Noise:
     """One key for each slot: [num_slots] int64 on the device."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
-        self._keys = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.keys = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._ids = torch.arange(vocab_size, dtype=torch.int64, device=device)
         elements = CPU_BLOCK_ELEMENTS if device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
         self._block_rows = max(1, elements // vocab_size)
 
     def add(self, slot: int, seed: int, choice: int) -> None:
         """Key the slot. Any integer seed will do; it counts modulo 2**64."""
-        key = torch.tensor([signed(seed)], device=self._keys.device)
-        self._keys[slot] = child_keys(key, torch.tensor([choice], device=self._keys.device))[0]
+        self.keys[slot] = child_key(seed, choice)
 
     def release(self, slot: int) -> None:
-        self._keys[slot] = 0
+        self.keys[slot] = 0
 
     def row_keys(
         self, slots: Sequence[int], positions: Sequence[int] | torch.Tensor, stream: Stream = Stream.TARGET
     ) -> torch.Tensor:
         """[rows] int64 for gumbel(). `positions` are the absolute positions of the tokens to draw."""
-        device = self._keys.device
-        keys = self._keys[torch.tensor(slots, dtype=torch.int64, device=device)]
+        device = self.keys.device
+        keys = self.keys[torch.tensor(slots, dtype=torch.int64, device=device)]
         if stream != Stream.TARGET:
             keys = child_keys(keys, torch.tensor(-2 - stream, device=device))
         return child_keys(keys, torch.as_tensor(positions, dtype=torch.int64, device=device))

@@ -16,6 +16,7 @@ from slipstream.errors import RequestError
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.paths import Paths
 from slipstream.sampling.rows import put_rows, rows_using, take_rows
+from slipstream.sampling.upload import to_device
 
 IN_PROMPT = 1  # bit 0 of a history: the token occurs in the prompt
 ONE_GENERATED = 2  # the bits above it count how often it was generated
@@ -115,7 +116,7 @@ class Penalties:
             )
         history = torch.bincount(ids[prompt_len:], minlength=vocab_size) * ONE_GENERATED
         history[ids[:prompt_len]] += IN_PROMPT
-        return history.to(self._histories.device, torch.int32)
+        return to_device(history.int(), self._histories.device)
 
     def _grow(self) -> None:
         old = self._histories

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from slipstream.errors import RequestError
+from slipstream.kernels.slot_tables import SlotTables
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.bias import LogitBias
 from slipstream.sampling.filters import Filters
@@ -28,7 +29,7 @@ class Sampler:
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device, rejection_sampling: bool = False) -> None:
         self.rejection_sampling = rejection_sampling  # how drafts are proposed and verified
         self._device = device
-        self._temperature = torch.ones(num_slots, dtype=torch.float32, device=device)
+        self._temperature = torch.zeros(num_slots, dtype=torch.float32, device=device)  # 0: greedy
         self._random: set[int] = set()  # slots with a temperature above 0
         self._noise = Noise(num_slots, vocab_size, device)
         self._penalties = Penalties(num_slots, vocab_size, device)
@@ -57,12 +58,26 @@ class Sampler:
 
     def release(self, slot: int) -> None:
         """Forget a slot; nothing happens if it is empty."""
-        self._random.discard(slot)
+        if slot in self._random:
+            self._random.remove(slot)
+            self._temperature[slot] = 0.0
         self._noise.release(slot)
         self._penalties.release(slot)
         self._bias.release(slot)
         self._min_tokens.release(slot)
         self._filters.release(slot)
+
+    def tables(self) -> SlotTables:
+        """The device's own tensors, which hold what add() and release() set; an empty slot is greedy."""
+        filters = self._filters
+        return SlotTables(self._temperature, self._noise.keys, filters.top_k, filters.top_p, filters.min_p)
+
+    def is_plain(self, slots: Sequence[int]) -> bool:
+        """Whether the tables say all there is to know of these slots: draws need no penalties, bias or minimal lengths,
+        nor are drafts verified by rejection sampling.
+        """
+        features = (self._penalties, self._bias, self._min_tokens)
+        return not self.rejection_sampling and not any(feature.used_by(slots) for feature in features)
 
     def draw(
         self, logits: torch.Tensor, slots: Sequence[int], positions: Sequence[int], paths: Paths | None = None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from slipstream.config.drafting import MAX_DRAFTS
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.candidates import Candidates
 from slipstream.sampling.noise import Stream
@@ -35,6 +36,10 @@ class Verifier:
         self._caps.pop(slot, None)
         if self._simulation is not None:
             self._simulation.release(slot)
+
+    def cap(self, slot: int) -> int:
+        """How many drafts of the slot may be accepted in one step."""
+        return self._caps.get(slot, MAX_DRAFTS)
 
     def verify(
         self, logits: Tensor, slots: Sequence[int], first_positions: Sequence[int], candidates: Candidates

@@ -1,6 +1,7 @@
 """How likely each draft of a path is accepted, from what the last steps accepted."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 PRIOR = 0.7  # worth trying; a few steps tell
@@ -32,10 +33,10 @@ class AcceptanceEstimator:
         """Take one step's (drafts that could have been accepted, drafts accepted) of each slot."""
         trials = [0] * len(self._trials)
         hits = [0] * len(self._trials)
-        for depth, num_accepted in outcomes:
+        for (depth, num_accepted), num_slots in Counter(outcomes).items():
             for index in range(min(depth, num_accepted + 1, len(trials))):
-                trials[index] += 1
-                hits[index] += index < num_accepted
+                trials[index] += num_slots
+                hits[index] += num_slots * (index < num_accepted)
         for index, count in enumerate(trials):
             if not count and index == 0:
                 continue  # evidence on the first one is dropped by doubt() only, which has its price

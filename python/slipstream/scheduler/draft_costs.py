@@ -55,11 +55,13 @@ class StepCosts:
         self._sizes: dict[int, dict[int, _Cost]] = {}  # by batch size and depth
         self._last: int | None = None  # kind
         self._stay = 0
+        self._estimates: dict[int, dict[int, float]] = {}  # by batch size and kind; empty after every change
 
     def add(self, num_decode: int, num_warm: int, depth: int, step_s: float) -> None:
         """Take the time of a step without prompt tokens. Of a step with warm and cold slots nothing is learnt."""
         if 0 < num_warm < num_decode:
             return
+        self._estimates.clear()
         size, kind = _rounded(num_decode), depth if num_warm else COLD
         cost = self._sizes.setdefault(size, {}).setdefault(kind, _Cost())
         if kind != self._last:
@@ -74,13 +76,16 @@ class StepCosts:
 
     def forget_warm(self) -> None:
         """What steps with warm slots cost is to be found out anew."""
+        self._estimates.clear()
         for costs in self._sizes.values():
             for depth in range(self._max_depth + 1):
                 costs.pop(depth, None)
 
     def estimate(self, num_decode: int, num_warm: int, depth: int) -> float | None:
         """None before any step was measured."""
-        costs = self._costs(num_decode)
+        costs = self._estimates.get(num_decode)
+        if costs is None:
+            costs = self._estimates[num_decode] = self._costs(num_decode)
         if not costs:
             return None
         if not num_warm:
@@ -94,11 +99,13 @@ class StepCosts:
         here = dict(measured)
         distances = {size: max(size / num_decode, num_decode / size) for size in self._sizes}
         for size in sorted(distances, key=distances.__getitem__):
+            if here and (distances[size] > REACH or len(here) == self._max_depth + 2):
+                break  # too far, as all that follow; or every kind is known
             there = self._measured(size)
             common = here.keys() & there.keys()
-            if here and (not common or distances[size] > REACH):
+            if here and not common:
                 continue
-            scale = statistics.mean(here[kind] / there[kind] for kind in common) if common else 1.0
+            scale = statistics.fmean(here[kind] / there[kind] for kind in common) if common else 1.0
             here = {kind: cost * scale for kind, cost in there.items()} | here
         if not here:
             return {}

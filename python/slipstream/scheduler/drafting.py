@@ -15,6 +15,8 @@ class Drafting:
 
     def __init__(self, drafts: SchedulerDrafts | None, controller: DraftController | None = None) -> None:
         self.shape = drafts.shape if drafts is not None else _NO_DRAFTS
+        self.is_chain = self.shape.is_chain
+        self.rows = [self.shape.rows(depth) for depth in range(self.shape.depth + 1)]  # DraftShape.rows() by depth
         self.successor_depth = drafts.successor_depth if drafts is not None else 0
         self.has_kv = drafts is not None and drafts.has_kv
         self._controller = controller

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
 from slipstream.scheduler.sequence import Sequence
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """What one plan asked of one sequence: a chunk of its prompt, or its bonus token with drafts after it."""
 
     sequence: Sequence
@@ -76,8 +77,7 @@ class PlanBuilder:
 
     def append_pages(self, sequence: Sequence, pages: list[int]) -> None:
         assert sequence.slot is not None
-        if pages:
-            self.pages.append((sequence.slot, pages))
+        self.pages.append((sequence.slot, pages))
 
     def add_chunk(self, sequence: Sequence, length: int) -> None:
         """Plan the next `length` tokens of the sequence's prefill."""

@@ -1,5 +1,6 @@
 """The scheduler's main loop: receive, plan, send, reply. One inbox brings requests and results alike."""
 
+import gc
 import time
 from collections.abc import Callable
 
@@ -107,5 +108,6 @@ def run(
 ) -> None:
     """The scheduler process, until `stop()`."""
     loop = SchedulerLoop(config, inbox, to_worker, to_tokenizer)
+    gc.freeze()  # modules stay: no collection between two steps needs to look at them
     while not stop():
         loop.turn(HEARTBEAT_S)

@@ -1,10 +1,8 @@
 """How far a decode step may write: pure arithmetic of rows (positions of KV) and drafts."""
 
-from slipstream.config.drafting import DraftShape
 
-
-def rows_needed(shape: DraftShape, depth: int, length_ub: int, limit: int) -> int:
-    """Rows from position 0 that must have pages before a step with `depth` drafts on a path is planned.
+def rows_needed(num_rows: int, length_ub: int, limit: int, *, is_chain: bool) -> int:
+    """Rows from position 0 that must have pages before a step is planned that may write `num_rows`: DraftShape.rows().
 
     The step begins at the committed length, which is length_ub - 1 at most: the bonus token has no row yet. A request
     whose length reaches `limit` is over: nothing of a step from there on counts. Rows past the pages go to the sink
@@ -14,17 +12,16 @@ def rows_needed(shape: DraftShape, depth: int, length_ub: int, limit: int) -> in
     Two steps with 3 drafts are in flight, of 10 known tokens: 10 + 4 + 4 at most. The next begins at row 17 at most
     and has 4 rows. With a limit of 19 tokens, 19 rows are enough.
 
-    >>> chain = DraftShape(depth=3, topk=1, num_nodes=3)
-    >>> rows_needed(chain, 3, length_ub=18, limit=100), rows_needed(chain, 3, length_ub=18, limit=19)
+    >>> rows_needed(4, length_ub=18, limit=100, is_chain=True), rows_needed(4, length_ub=18, limit=19, is_chain=True)
     (21, 19)
-    >>> rows_needed(chain, 0, length_ub=18, limit=100), rows_needed(chain, 0, length_ub=18, limit=12)
+    >>> rows_needed(1, length_ub=18, limit=100, is_chain=True), rows_needed(1, length_ub=18, limit=12, is_chain=True)
     (18, 11)
-    >>> rows_needed(DraftShape(depth=3, topk=4, num_nodes=7), 3, length_ub=18, limit=19)  # 17 + 8
+    >>> rows_needed(8, length_ub=18, limit=19, is_chain=False)  # a tree of 7 drafts: 17 + 8
     25
     """
     begin = min(length_ub - 1, limit - 2)
-    end = begin + shape.rows(depth)
-    return min(end, limit) if shape.is_chain else end
+    end = begin + num_rows
+    return min(end, limit) if is_chain else end
 
 
 def useful_depth(depth: int, length_lb: int, limit: int, max_draft_tokens: int | None) -> int:

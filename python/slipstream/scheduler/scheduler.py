@@ -48,6 +48,7 @@ class Scheduler:
         self._config = config
         self._drafting = Drafting(config.drafts, controller)
         self._pages = PageCache(num_pages, config.page_size, config.prefix_cache, self._drafting.successor_depth)
+        self.max_sequence_len = min(config.context_length, self._pages.capacity * config.page_size)  # prompt and answer
         self._free_slots = list(range(config.max_running_requests - 1, -1, -1))
         self._released_slots: list[int] = []  # since the last plan
         self._cold_slots: list[int] = []  # likewise
@@ -61,11 +62,6 @@ class Scheduler:
         self.counters = zero_counters(self._drafting.shape.depth)
 
     # ---- what the process loop asks
-
-    @property
-    def max_sequence_len(self) -> int:
-        """Longest prompt plus answer that can be served, in tokens."""
-        return min(self._config.context_length, self._pages.capacity * self._config.page_size)
 
     @property
     def is_idle(self) -> bool:
@@ -211,50 +207,57 @@ class Scheduler:
             for sequence in list(self._running)
             if sequence.slot is not None and sequence.wants_decode and self._make_room(sequence, builder)
         ]
-        drafting = {sequence for sequence in decoding if self._drafting.may_draft(sequence)}
-        builder.num_decode, builder.num_warm = len(decoding), len(drafting)
-        builder.depth = self._drafting.choose(len(decoding), len(drafting))
-        for sequence in decoding:
-            depth = self._fitting_depth(sequence, builder.depth) if sequence in drafting else 0
-            self._extend(sequence, self._num_pages_missing(sequence, depth), builder)
+        may_draft = [self._drafting.may_draft(sequence) for sequence in decoding]
+        builder.num_decode, builder.num_warm = len(decoding), sum(may_draft)
+        builder.depth = self._drafting.choose(builder.num_decode, builder.num_warm)
+        for sequence, drafts in zip(decoding, may_draft, strict=True):
+            depth = self._make_room_for_drafts(sequence, builder) if drafts and builder.depth else 0
             builder.add_decode(sequence, depth)
 
     def _make_room(self, sequence: Sequence, builder: PlanBuilder) -> bool:
         """See that a step without drafts has its page, preempting the youngest if need be; False if it was itself."""
-        missing = self._num_pages_missing(sequence, depth=0)
+        missing = self._num_pages_missing(sequence, self._num_rows(sequence, depth=0))
+        if missing <= 0:
+            return True
         while missing > self._pages.num_available:
             victim = self._running[-1]  # the builder has nothing of it yet: it comes after `sequence`, or is it
             self._preempt(victim)
             if victim is sequence:
                 return False
-        self._extend(sequence, missing, builder)
+        builder.append_pages(sequence, self._pages.extend(sequence.lease, missing))
         return True
 
-    def _fitting_depth(self, sequence: Sequence, depth: int) -> int:
-        """The longest path of drafts up to `depth` that is of use and has pages without anybody's preemption."""
-        depth = useful_depth(depth, sequence.length_lb, sequence.limit, sequence.sampling.max_draft_tokens)
-        while depth > 0 and not self._fits(sequence, depth):
+    def _make_room_for_drafts(self, sequence: Sequence, builder: PlanBuilder) -> int:
+        """Pages for the longest path of drafts that is of use and fits without anybody's preemption; its length."""
+        depth = useful_depth(builder.depth, sequence.length_lb, sequence.limit, sequence.sampling.max_draft_tokens)
+        while depth > 0 and not self._try_extend(sequence, depth, builder):
             depth -= 1
         return depth
 
-    def _fits(self, sequence: Sequence, depth: int) -> bool:
-        if self._num_rows(sequence, depth) > self.max_sequence_len:
+    def _try_extend(self, sequence: Sequence, depth: int, builder: PlanBuilder) -> bool:
+        num_rows = self._num_rows(sequence, depth)
+        if num_rows > self.max_sequence_len:
             return False  # a tree's rows may reach past the request's limit, but not past what a page table holds
-        return self._num_pages_missing(sequence, depth) <= self._pages.num_available
+        missing = self._num_pages_missing(sequence, num_rows)
+        if missing > 0:
+            if missing > self._pages.num_available:
+                return False
+            builder.append_pages(sequence, self._pages.extend(sequence.lease, missing))
+        return True
 
     def _num_rows(self, sequence: Sequence, depth: int) -> int:
-        return rows_needed(self._drafting.shape, depth, sequence.length_ub, sequence.limit)
+        drafting = self._drafting
+        return rows_needed(drafting.rows[depth], sequence.length_ub, sequence.limit, is_chain=drafting.is_chain)
 
-    def _num_pages_missing(self, sequence: Sequence, depth: int) -> int:
-        return max(self._num_pages_for(self._num_rows(sequence, depth)) - len(sequence.lease.pages), 0)
-
-    def _extend(self, sequence: Sequence, count: int, builder: PlanBuilder) -> None:
-        if count:
-            builder.append_pages(sequence, self._pages.extend(sequence.lease, count))
+    def _num_pages_missing(self, sequence: Sequence, num_rows: int) -> int:
+        """Not above 0 if it has enough."""
+        return -(-num_rows // self._config.page_size) - len(sequence.lease.pages)
 
     def _plan_chunks(self, builder: PlanBuilder, budget: int) -> int:
         for sequence in self._running:
-            if budget > 0 and sequence.in_prefill:
+            if budget <= 0:
+                break
+            if sequence.in_prefill:
                 length = min(budget, sequence.prefill_end - sequence.num_planned)
                 builder.add_chunk(sequence, length)
                 budget -= length
@@ -368,23 +371,27 @@ class Scheduler:
         if result.error is not None:
             self._fail(sequence.rid, result.error)
             return
-        if sequence.slot is not None:
+        if row.chunk_length and sequence.slot is not None:
             self._confirm(sequence, sequence.num_written + row.chunk_length)
         if result.prompt_logprobs is not None and sequence.wants_prompt_logprobs:
             sequence.prompt_logprobs.extend(result.prompt_logprobs)
-        if not result.token_ids:
-            return
-        first = sequence.num_generated == 0
-        num_kept = self._append(sequence, result.token_ids)
-        self.counters.num_generated_tokens += num_kept
+        if result.token_ids:
+            self._collect_tokens(row, result)
+
+    def _collect_tokens(self, row: Row, result: SlotResult) -> None:
+        sequence = row.sequence
+        is_first = sequence.num_generated == 0
+        token_ids = self._append(sequence, result.token_ids)
+        self.counters.num_generated_tokens += len(token_ids)
         if result.num_drafts:
-            count_verify(self.counters, sequence, result.num_drafts, min(len(result.token_ids) - 1, num_kept))
-        if row.is_decode and sequence.slot is not None:
-            self._confirm(sequence, sequence.num_known - 1)  # the token kept last has no KV yet, or is the end
-        if first and sequence.slot is not None:
-            self._publish(sequence)
-        logprobs = result.logprobs[:num_kept] if result.logprobs is not None else None
-        self._emit(sequence, result.token_ids[:num_kept], logprobs)
+            count_verify(self.counters, sequence, result.num_drafts, min(len(result.token_ids) - 1, len(token_ids)))
+        if sequence.slot is not None:
+            if row.is_decode:
+                self._confirm(sequence, sequence.num_known - 1)  # the token kept last has no KV yet, or is the end
+            if is_first:
+                self._publish(sequence)
+        logprobs = result.logprobs[: len(token_ids)] if result.logprobs is not None else None
+        self._emit(sequence, token_ids, logprobs)
         if sequence.finish is not None:
             self._retire(sequence)
 
@@ -394,20 +401,21 @@ class Scheduler:
         if sequence.warm or not self._drafting.has_kv:
             sequence.num_valid = num_written
 
-    def _append(self, sequence: Sequence, token_ids: list[int]) -> int:
-        """Append committed tokens up to the first stop or the length limit; returns how many were kept.
+    def _append(self, sequence: Sequence, token_ids: list[int]) -> list[int]:
+        """Append committed tokens up to the first stop or the length limit; returns those that were kept.
 
         With max_new_tokens 0, which scores a prompt, not even the first is kept.
         """
-        room = sequence.sampling.max_new_tokens - sequence.num_generated
-        for count, token_id in enumerate(token_ids[:room], start=1):
-            sequence.token_ids.append(token_id)
-            if token_id in sequence.stop_ids:
-                sequence.finish = FinishReason("stop", token_id)
-                return count
-        if len(token_ids) >= room:
+        room = sequence.limit - sequence.num_known
+        kept = token_ids[:room]
+        if not sequence.stop_ids.isdisjoint(kept):
+            end, stop_id = next((i, token_id) for i, token_id in enumerate(kept, 1) if token_id in sequence.stop_ids)
+            kept = kept[:end]
+            sequence.finish = FinishReason("stop", stop_id)
+        elif len(token_ids) >= room:
             sequence.finish = FinishReason("length")
-        return min(len(token_ids), room)
+        sequence.token_ids += kept
+        return kept
 
     def _emit(self, sequence: Sequence, token_ids: list[int], logprobs: list[Logprob] | None = None) -> None:
         prompt_logprobs = None

@@ -50,6 +50,10 @@ class Sequence:
     prompt_logprobs: list[Logprob] = field(default_factory=list)
     prompt_logprobs_sent: bool = False
     refused_at: int = -1  # PageCache.num_releases when it last did not fit
+    limit: int = field(init=False)  # longest that it may become
+
+    def __post_init__(self) -> None:
+        self.limit = self.prompt_len + self.sampling.max_new_tokens
 
     @property
     def key(self) -> list[int]:
@@ -65,11 +69,6 @@ class Sequence:
         return len(self.token_ids) - self.prompt_len
 
     @property
-    def limit(self) -> int:
-        """Longest that it may become."""
-        return self.prompt_len + self.sampling.max_new_tokens
-
-    @property
     def length_lb(self) -> int:
         """Length once everything in flight has returned, unless it stops before: each step brings a token at least."""
         return len(self.token_ids) + self.num_sampling
@@ -77,7 +76,7 @@ class Sequence:
     @property
     def length_ub(self) -> int:
         """Length that the worker's state may have by then, were every draft accepted; beyond the limit, perhaps."""
-        return self.length_lb + self.num_drafting
+        return len(self.token_ids) + self.num_sampling + self.num_drafting
 
     def put_in_flight(self, samples: bool, depth: int) -> None:
         """A step has a row of this sequence; with `samples` it brings a token, after up to `depth` accepted drafts."""
@@ -99,7 +98,7 @@ class Sequence:
     @property
     def wants_decode(self) -> bool:
         """One more step, from the token sampled last, is due."""
-        return not self.in_prefill and self.length_lb < self.limit
+        return self.num_planned >= self.prefill_end and len(self.token_ids) + self.num_sampling < self.limit
 
     @property
     def drafts(self) -> DraftStats | None:

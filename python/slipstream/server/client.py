@@ -79,10 +79,31 @@ class _Stream:
         self.error: SlipstreamError | None = None
         self.waiter: asyncio.Future[None] | None = None
         self.on_overflow: Callable[[], None] | None = None
+        self._wake_time = 0.0  # of the event loop's clock
+        self._timer: asyncio.TimerHandle | None = None
 
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
+
+    def wake_after(self, timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake who waits now, if nothing else does. One timer serves all waits of a stream: there is one each step."""
+        self._wake_time = loop.time() + timeout_s
+        if self._timer is not None and self._timer.when() > self._wake_time:
+            self.stop_timer()
+        if self._timer is None:
+            self._timer = loop.call_at(self._wake_time, self._on_timer, loop)
+
+    def stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        is_early = self._timer is not None and self._timer.when() < self._wake_time
+        self._timer = loop.call_at(self._wake_time, self._on_timer, loop) if is_early else None
+        if not is_early:
+            self.wake()
 
 
 class Generation(AsyncIterator[TextOutput]):
@@ -124,7 +145,10 @@ class Generation(AsyncIterator[TextOutput]):
         stream = self._stream
         loop = asyncio.get_running_loop()
         stream.waiter = loop.create_future()
-        timer = loop.call_later(timeout_s, stream.wake) if timeout_s is not None else None
+        if timeout_s is None:
+            stream.stop_timer()
+        else:
+            stream.wake_after(timeout_s, loop)
         try:
             await stream.waiter
         except asyncio.CancelledError:
@@ -132,8 +156,6 @@ class Generation(AsyncIterator[TextOutput]):
             raise
         finally:
             stream.waiter = None
-            if timer is not None:
-                timer.cancel()
 
     async def __anext__(self) -> TextOutput:
         stream = self._stream
@@ -362,6 +384,7 @@ class Client:
         self.num_choices -= request.num_choices
         if not request.stream.requests:
             self._streams.pop(request.stream.name, None)
+            request.stream.stop_timer()
         request.stream.wake()
         if self._observer is not None:
             self._observer.ended(outcome, self._clock() - request.started)

@@ -96,7 +96,7 @@ class AutoRegressiveSpeculator(DraftModelSpeculator):
         depth = wanted.depths[0]
         token_ids = torch.zeros(len(wanted.slots), depth, dtype=torch.int64, device=self.device)
         probs: Tensor | None = None
-        out, positions = self.kept(wanted.slots), self._last_positions(wanted)
+        out, positions = self.kept_of(wanted.slots), self._last_positions(wanted)
         for step in range(depth):
             active = wanted.deeper(step)
             size = len(active.slots)
@@ -119,7 +119,7 @@ class AutoRegressiveSpeculator(DraftModelSpeculator):
         """The topk rows of frontier l, from 1 on, lie from cache row n + (l - 1) * topk on."""
         topk = self.shape.topk
         builder = TreeBuilder(len(wanted.slots), topk, wanted.depths[0], self.device)
-        out, positions = self.kept(wanted.slots), self._last_positions(wanted)
+        out, positions = self.kept_of(wanted.slots), self._last_positions(wanted)
         builder.add(*self.rank_drafts(out.logits_hidden, wanted.slots, wanted.shifted(1), None))
         for level in range(1, wanted.depths[0]):
             active = wanted.deeper(level)

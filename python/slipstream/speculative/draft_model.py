@@ -1,6 +1,6 @@
 """A draft model that follows the target: it reads the target's hidden states and keeps KV of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -10,6 +10,7 @@ from slipstream.attention.base import Layout
 from slipstream.attention.paging import make_layout
 from slipstream.errors import ConfigError
 from slipstream.hf_transformers.spec import DrafterSpec
+from slipstream.layers.upload import upload
 from slipstream.models.drafts.base import DraftModel, DraftOutput
 from slipstream.models.drafts.registry import DRAFT_MODELS
 from slipstream.speculative.base import BaseSpeculator, Committed
@@ -34,8 +35,10 @@ class DraftModelSpeculator(BaseSpeculator):
         self.model = self.load_draft_model(draft, parts.device)
         self.attention = draft.backend(draft.layers, draft.caches)
         kept = (parts.num_slots, int(draft.spec.text_config["hidden_size"]))
-        self._logits_hidden = torch.zeros(kept, dtype=parts.dtype, device=parts.device)
-        self._feedback_hidden = torch.zeros(kept, dtype=parts.dtype, device=parts.device)
+        self.kept = DraftOutput(
+            torch.zeros(kept, dtype=parts.dtype, device=parts.device),
+            torch.zeros(kept, dtype=parts.dtype, device=parts.device),
+        )
         self._num_rows: dict[int, int] = {}  # slot -> draft rows that are true; absent: nothing is kept
 
     def check(self, spec: DrafterSpec) -> None:
@@ -75,22 +78,24 @@ class DraftModelSpeculator(BaseSpeculator):
         self.attention.plan(layout)
         return self.model.forward(x, hidden, positions, self.attention)
 
-    def kept(self, slots: Sequence[int]) -> DraftOutput:
+    def assume_complete(self, slots: Iterable[int]) -> None:
+        """Somebody else has run the draft over all committed rows of these slots and kept its outputs: see
+        device_chain.py.
+        """
+        for slot in slots:
+            self._num_rows[slot] = self.state.committed_len_cpu[slot]
+
+    def kept_of(self, slots: Sequence[int]) -> DraftOutput:
         """[B, D]: the draft's outputs of the row before each slot's bonus token, which predict the first draft."""
         for slot in slots:
             found, wanted = self._num_rows.get(slot), self.state.committed_len_cpu[slot]
             assert found == wanted, f"slot {slot} has {wanted} committed tokens, but the draft has seen {found}"
-        index = torch.tensor(slots, device=self.device)
-        return DraftOutput(self._logits_hidden.index_select(0, index), self._feedback_hidden.index_select(0, index))
+        return self.kept.rows(upload(slots, torch.int64, self.device))
 
     def _keep(self, committed: Committed, out: DraftOutput) -> None:
-        logits_hidden, feedback_hidden = out.logits_hidden, out.feedback_hidden
-        if len(logits_hidden) > len(committed.slots):
-            last = torch.tensor([end - 1 for end in accumulate(committed.num_rows)], device=self.device)
-            logits_hidden, feedback_hidden = logits_hidden.index_select(0, last), feedback_hidden.index_select(0, last)
-        slots = torch.tensor(committed.slots, device=self.device)
-        self._logits_hidden.index_copy_(0, slots, logits_hidden)
-        self._feedback_hidden.index_copy_(0, slots, feedback_hidden)
+        if len(out.logits_hidden) > len(committed.slots):
+            out = out.rows(upload([end - 1 for end in accumulate(committed.num_rows)], torch.int64, self.device))
+        self.kept.put(upload(committed.slots, torch.int64, self.device), out)
         for slot, start, num_rows in zip(committed.slots, committed.starts, committed.num_rows, strict=True):
             seen = self._num_rows.get(slot, start)
             assert seen == start, f"the draft has {seen} rows of slot {slot}, but goes on at {start}"

@@ -1,5 +1,6 @@
 """The tokenizer process: load the tokenizer, then move messages until told to stop."""
 
+import gc
 from collections import deque
 from collections.abc import Callable
 
@@ -34,6 +35,7 @@ def run(
     core = make_core(config, tokenizer, to_scheduler, to_server, decoders)
     requests: deque[ToTokenizer] = deque()
     long_prompts = LongPrompts(core.encode)
+    gc.freeze()  # modules and vocabulary stay: a collection that looked at them would hold up all streams
     while not stop():
         turn(core, inbox, requests, long_prompts)
     long_prompts.close()

@@ -1,22 +1,25 @@
 """Fills a model's parameters from safetensors files: every parameter once, every tensor accounted for."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import safe_open
 
 from slipstream.errors import CheckpointError
+from slipstream.hf_transformers.safetensors_header import ITEM_BYTES
 from slipstream.hf_transformers.spec import Quantization, TensorInfo
 from slipstream.weights.accounting import Placement, account, placements, quantised_parameters
+from slipstream.weights.fill import Filler, TensorLoad
 from slipstream.weights.name_map import NameMap, ParameterShape
 from slipstream.weights.parameters import Parameters
 from slipstream.weights.scales import scale_shapes
-from slipstream.weights.sharding import column_span, row_spans, shard_shapes
-from slipstream.weights.transforms import apply_transform
+from slipstream.weights.sharding import shard_shapes
+from slipstream.weights.stream import reading, stream_in
 
 ReportProgress = Callable[[int, int], None]  # (done, total) tensors
 
@@ -36,7 +39,8 @@ def load_weights(
     """The share that `rank` of `num_ranks` has of a model's parameters, on `device`: FP8 matrices as they are stored,
     with fp32 scales, all else converted to `dtype`.
 
-    Streams, in the order of the files: of the tensors one rank's share of one is in memory beside the parameters.
+    On a CPU tensor by tensor, in the order of the files: of the tensors one rank's share of one is in memory beside the
+    parameters. Onto a GPU in several threads; see stream_in().
     Raises CheckpointError, before anything is read, that lists all that does not fit, and while reading for a scale
     that is no positive number; ConfigError where the ranks cannot share a parameter.
     """
@@ -45,7 +49,7 @@ def load_weights(
         raise CheckpointError(folder, problems)
     quantised = quantised_parameters(expected)
     whole, local = _all_shapes(shapes, quantization, quantised, num_ranks)
-    filler = _Filler(
+    filler = Filler(
         {
             name: torch.empty(shape.full_shape, dtype=_dtype_of(name, shapes, quantised, dtype), device=device)
             for name, shape in local.items()
@@ -55,23 +59,75 @@ def load_weights(
         num_ranks,
     )
     wanted = sorted((tensor for tensor in tensors if tensor.name in expected), key=lambda tensor: tensor.file)
+    load = load_one_by_one if device.type == "cpu" else load_in_parallel
+    load(folder, wanted, expected, filler, device, progress)
+    return Parameters(filler.parameters, local, quantization, dtype)
+
+
+def load_one_by_one(
+    folder: str,
+    wanted: Sequence[TensorInfo],
+    expected: Mapping[str, Placement],
+    filler: Filler,
+    device: torch.device,
+    progress: ReportProgress,
+) -> None:
+    """`wanted` are sorted by their files. Raises CheckpointError."""
     done = 0
     for file, group in groupby(wanted, key=lambda tensor: tensor.file):
         names = {tensor.name for tensor in group}
-        try:
-            with safe_open(Path(folder) / file, framework="pt") as stream:
-                stored = stream.offset_keys()
-                if lost := names.difference(stored):
-                    raise ValueError(f"{min(lost)} was there when the folder was inspected and is no longer")
-                for name in filter(names.__contains__, stored):
-                    filler.fill(expected[name], stream)
-                    done += 1
-                    progress(done, len(wanted))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(folder, [f"{file} cannot be read: {error}"]) from error
-        except ValueError as error:
-            raise CheckpointError(folder, [f"{file}: {error}"]) from error
-    return Parameters(filler.parameters, local, quantization, dtype)
+        with reading(folder, file), safe_open(Path(folder) / file, framework="pt") as stream:
+            for name in filter(names.__contains__, _names_in(stream, names)):
+                filler.fill(expected[name], filler.read(expected[name], stream))
+                done += 1
+                progress(done, len(wanted))
+
+
+def load_in_parallel(
+    folder: str,
+    wanted: Sequence[TensorInfo],
+    expected: Mapping[str, Placement],
+    filler: Filler,
+    device: torch.device,
+    progress: ReportProgress,
+) -> None:
+    """As load_one_by_one(), with several threads. Returns when everything is on the device."""
+    loads = []
+    for file, group in groupby(wanted, key=lambda tensor: tensor.file):
+        infos = {info.name: info for info in group}
+        with reading(folder, file):
+            starts = _starts(Path(folder) / file, infos)
+        loads += [TensorLoad(filler, expected[name], infos[name], start) for name, start in starts.items()]
+    with closing(stream_in(folder, loads, device)) as stream:
+        for done, _ in enumerate(stream, start=1):
+            progress(done, len(loads))
+
+
+def _names_in(stream: Any, names: Collection[str]) -> list[str]:
+    """All tensors of an open file in the order of their bytes; raises ValueError where one of `names` is missing."""
+    stored: list[str] = stream.offset_keys()
+    if lost := set(names).difference(stored):
+        raise ValueError(f"{min(lost)} was there when the folder was inspected and is no longer")
+    return stored
+
+
+def _starts(path: Path, wanted: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Where the bytes of each wanted tensor begin in a file, in their order. The format leaves no gaps: safe_open()
+    refuses a file that has any, or that does not end with its last tensor.
+    """
+    with path.open("rb") as file:
+        position = 8 + int.from_bytes(file.read(8), "little")
+    starts = {}
+    with safe_open(path, framework="pt") as stream:
+        for name in _names_in(stream, wanted.keys()):
+            tensor = stream.get_slice(name)
+            shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+            if name in wanted:
+                if (shape, dtype) != (wanted[name].shape, wanted[name].dtype):
+                    raise ValueError(f"{name} is another one than when the folder was inspected")
+                starts[name] = position
+            position += math.prod(shape) * ITEM_BYTES[dtype]
+    return starts
 
 
 def _all_shapes(
@@ -96,62 +152,3 @@ def _dtype_of(name: str, shapes: Mapping[str, ParameterShape], quantised: set[st
     if name not in shapes:
         return torch.float32  # a scale
     return torch.float8_e4m3fn if name in quantised else dtype
-
-
-class _Filler:
-    """Copies checkpoint tensors, or one rank's share of them, into the parameters."""
-
-    def __init__(
-        self, parameters: dict[str, Tensor], shapes: Mapping[str, ParameterShape], rank: int, num_ranks: int
-    ) -> None:
-        self.parameters = parameters
-        self._shapes = shapes  # whole
-        self._rank, self._num_ranks = rank, num_ranks
-
-    def fill(self, place: Placement, stream: Any) -> None:
-        """Raises ValueError for a scale that is no positive number."""
-        target = self.parameters[place.parameter]
-        if place.rule.expert is not None:
-            target = target[place.rule.expert]
-        row_dim = 1 if len(place.shape) > len(self._shapes[place.parameter].shape) else 0
-        for start, tensor in self._pieces(place, stream, row_dim):
-            part = target.narrow(row_dim, start, tensor.shape[row_dim])
-            if place.rule.transform != "as_is" or tensor.dtype != part.dtype:
-                tensor = tensor.to(part.device)
-            part.copy_(apply_transform(tensor, place.rule))
-
-    def _pieces(self, place: Placement, stream: Any, row_dim: int) -> Iterator[tuple[int, Tensor]]:
-        """(row of the parameter, rows of the checkpoint tensor that go there)."""
-        shape = self._shapes[place.parameter]
-        spans = row_spans(shape, place.rule.part, self._rank, self._num_ranks)
-        if place.role != "values":
-            whole = _scale(place, stream.get_tensor(place.rule.checkpoint))
-        elif self._num_ranks == 1 or shape.shard == "none":
-            whole = stream.get_tensor(place.rule.checkpoint)
-        else:
-            whole = stream.get_slice(place.rule.checkpoint)
-        begin, end = column_span(shape, self._rank, self._num_ranks)
-        for span in spans:
-            rows = slice(span.source, span.source + span.length)
-            index = (slice(None),) * row_dim + (rows,)
-            if shape.shard == "columns":
-                index += (slice(None),) * (len(shape.shape) - 2) + (slice(begin, end),)
-            yield span.target, whole[index]
-
-
-def _scale(place: Placement, tensor: Tensor) -> Tensor:
-    """The scales as the parameter holds them, whole: fp32, one for each row or block."""
-    tensor = tensor.float()
-    if not bool(torch.isfinite(tensor).all()) or not bool((tensor > 0).all()):
-        raise ValueError(f"{place.rule.checkpoint} holds a scale that is zero, negative or not finite")
-    if place.role == "block_scale":
-        return tensor
-    *experts, rows = place.shape
-    if tensor.numel() == 1:
-        return tensor.reshape(()).expand(place.shape)
-    numbers = tensor.reshape(*experts, -1)
-    if numbers.shape[-1] == rows:
-        return numbers
-    if numbers.shape[-1] == 1:
-        return numbers.expand(place.shape)
-    return numbers.repeat_interleave(torch.tensor(place.parts), dim=-1)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.attention.layer import AttentionLayer
-from slipstream.attention.registry import ATTENTION_BACKENDS
+from slipstream.attention.base import AttentionBackend
+from slipstream.attention.choose import choose_backend
 from slipstream.config.processes import WorkerConfig
 from slipstream.errors import ConfigError
 from slipstream.hf_transformers.spec import CheckpointSpec, DrafterSpec, ModelSpec
+from slipstream.log import get_logger
 from slipstream.messages.to_scheduler import WorkerReady
 from slipstream.models.base import CausalLM
 from slipstream.models.registry import MODELS
@@ -25,82 +26,94 @@ from slipstream.speculative.registry import SPECULATORS
 from slipstream.weights.load import ReportProgress
 from slipstream.worker.device_state import DeviceState, rows_past_limit
 from slipstream.worker.images import ImageStore
-from slipstream.worker.kv_pool import PoolLimits, PoolSize, allocate_caches, kv_bytes_per_token, size_pool
+from slipstream.worker.kv_pool import PoolLimits, PoolSize, allocate_caches, size_pool
 from slipstream.worker.memory import device_memory
+from slipstream.worker.memory_plan import MemoryPlan, measured_table, plan_memory
+from slipstream.worker.plan_facts import memory_facts
+from slipstream.worker.planned_model import PlannedModel
 from slipstream.worker.speculation import Speculation
 from slipstream.worker.threads import usable_cores
 from slipstream.worker.weight_plan import WeightPlan
-from slipstream.worker.worker import Worker
+from slipstream.worker.worker import Worker, WorkerParts
+
+logger = get_logger(__name__)
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
-class _Model:
-    """A target or a draft before it is loaded."""
+class _Room:
+    """The memory that is divided: pages, and on a GPU all the rest."""
 
-    layers: tuple[AttentionLayer, ...]
-    weights: WeightPlan
-    dtype: torch.dtype  # of activations and KV
+    pool: PoolSize
+    plan: MemoryPlan | None
+    bytes_per_token: int
+    weight_bytes: int
 
 
-def build_worker(config: WorkerConfig, spec: ModelSpec, draft: DrafterSpec | None, progress: ReportProgress) -> Worker:
+def build_worker(
+    config: WorkerConfig,
+    spec: ModelSpec,
+    draft: DrafterSpec | None,
+    progress: ReportProgress,
+    capture_progress: ReportProgress = lambda done, total: None,
+) -> Worker:
     """Make room, read the weights and build everything. `progress` gets (done, total) tensors, of the target and then
-    of the draft. The draft has its own configuration, dtype, quantisation, attention and caches.
+    of the draft, `capture_progress` CUDA graphs. The draft has its own configuration, dtype, quantisation, attention
+    and caches.
 
     Raises ConfigError where an option cannot work here, CheckpointError where the weights do not fit the model.
     """
     started = time.perf_counter()
     device, dtype = _open_device(config.device), _DTYPES[config.dtype]
-    backend = ATTENTION_BACKENDS.get(config.attention_backend)
     specs: list[CheckpointSpec] = [spec] if draft is None else [spec, draft]
     draft_dtype = _DTYPES[config.drafts.dtype or config.dtype] if config.drafts is not None else dtype
     models = [
-        _Model(TABLES.get(each.architecture).attention_layers(each.config), WeightPlan(each), each_dtype)
+        PlannedModel(each, TABLES.get(each.architecture).attention_layers(each.config), WeightPlan(each), each_dtype)
         for each, each_dtype in zip(specs, (dtype, draft_dtype), strict=False)
     ]
-    for model in models:
-        if problem := backend.supports(model.layers, model.dtype, device):
-            raise ConfigError(f"--attention-backend {config.attention_backend} {problem}; choose another")
-    weight_bytes = sum(model.weights.resident_bytes(model.dtype, device) for model in models)
-    bytes_per_token = sum(kv_bytes_per_token(model.layers, model.dtype) for model in models)
-    pool = size_pool(_limits(config), bytes_per_token, weight_bytes, device_memory(device))
+    name, backend, why = choose_backend(
+        config.attention_backend, [(model.layers, model.dtype) for model in models], device
+    )
+    room = _make_room(config, spec, models, backend, device)
     state = DeviceState(
         config.max_running_requests,
-        pool.num_pages,
+        room.pool.num_pages,
         config.page_size,
         config.context_length,
         device,
         rows_past_limit(config.drafts),
     )
-    target = _load_target(spec, models[0], config, device, progress)
-    caches = _allocate(models[0], pool, config, device)
+    num_slots = config.max_running_requests + 1  # with the dummy
     rejection = config.drafts is not None and config.drafts.rejection_sampling
-    sampler = Sampler(config.max_running_requests, spec.vocab_size, device, rejection_sampling=rejection)
+    sampler = Sampler(num_slots, spec.vocab_size, device, rejection_sampling=rejection)
+    loading = time.perf_counter()
+    target = _load_target(spec, models[0], config, device, progress)
+    caches = _allocate(models[0], room.pool, config, device)
     speculation = simulation = None
     if config.drafts is not None:
         simulation = Simulation.of(config.drafts.simulated_length, config.drafts.simulated_pattern)
-        loaded = None
-        if draft is not None:
-            parameters = models[1].weights.fill(models[1].dtype, device, config.random_seed, progress)
-            draft_caches = _allocate(models[1], pool, config, device)
-            loaded = LoadedDraft(draft, parameters, models[1].layers, backend, draft_caches)
         parts = SpeculatorParts(
             drafts=config.drafts,
             state=state,
             sampler=sampler,
             target=target,
-            num_slots=config.max_running_requests,
+            num_slots=num_slots,
             vocab_size=spec.vocab_size,
             device=device,
             dtype=dtype,
-            draft=loaded,
+            draft=None
+            if draft is None
+            else _load_draft(draft, models[1], backend, room.pool, config, device, progress),
         )
         speculation = Speculation(SPECULATORS.get(config.drafts.algorithm)(parts))
+    _log_loading(room.weight_bytes, device, loading)
+    attention = backend(models[0].layers, caches)
     encoder = target.image_encoder
-    return Worker(
+    info = _info(config, device, models, room, (name, why))
+    worker_parts = WorkerParts(
         model=target,
-        attention=backend(models[0].layers, caches),
+        attention=attention,
         caches=caches,
         state=state,
         sampler=sampler,
@@ -108,26 +121,59 @@ def build_worker(config: WorkerConfig, spec: ModelSpec, draft: DrafterSpec | Non
         images=ImageStore(encoder, spec.images, device) if encoder and spec.images else None,
         speculation=speculation,
         vocab_size=spec.vocab_size,
-        ready=WorkerReady(
-            pool.num_pages,
-            _info(config, device, models, weight_bytes, bytes_per_token, pool, time.perf_counter() - started),
-        ),
+        ready=WorkerReady(room.pool.num_pages, info),
         parameters_per_layer=models[0].weights.num_parameters // len(models[0].layers),
     )
+    if hasattr(attention, "warm_up"):
+        attention.warm_up()  # compiles kernels, perhaps
+    worker = _make_worker(worker_parts, config, capture_progress)
+    if room.plan is not None:
+        logger.info("%s", measured_table(room.plan, device))
+    info["load_s"] = time.perf_counter() - started
+    return worker
 
 
-def _limits(config: WorkerConfig) -> PoolLimits:
-    return PoolLimits(
+def _make_room(
+    config: WorkerConfig,
+    spec: ModelSpec,
+    models: Sequence[PlannedModel],
+    backend: type[AttentionBackend],
+    device: torch.device,
+) -> _Room:
+    limits = PoolLimits(
         config.page_size,
         config.context_length,
         config.max_running_requests,
         config.max_total_tokens,
         config.mem_fraction_static,
     )
+    weight_bytes = sum(model.weight_bytes(device) for model in models)
+    bytes_per_token = sum(model.kv_bytes_per_token for model in models)
+    memory = device_memory(device)
+    if device.type != "cuda":
+        pool = size_pool(limits, bytes_per_token, weight_bytes, memory)
+        return _Room(pool, None, bytes_per_token, weight_bytes)
+    workspace = getattr(backend, "workspace_bytes", None)
+    workspace_bytes = sum(workspace(model.layers) for model in models) if workspace else 0
+    plan = plan_memory(limits, memory_facts(config, spec, models, device, workspace_bytes), memory)
+    return _Room(plan.pool, plan, bytes_per_token, weight_bytes)
+
+
+def _make_worker(parts: WorkerParts, config: WorkerConfig, capture_progress: ReportProgress) -> Worker:
+    """One that never waits for the device, where everything it is made of can do without the host."""
+    device = parts.state.bonus.device
+    if device.type != "cuda":
+        return Worker(parts)
+    from slipstream.worker.device_build import host_reads, make_device_worker  # needs triton, as every GPU path does
+
+    if problem := host_reads(parts, config.drafts):
+        logger.info("steps are planned one after the other, without CUDA graphs: %s", problem)
+        return Worker(parts)
+    return make_device_worker(parts, config, capture_progress)
 
 
 def _load_target(
-    spec: ModelSpec, model: _Model, config: WorkerConfig, device: torch.device, progress: ReportProgress
+    spec: ModelSpec, model: PlannedModel, config: WorkerConfig, device: torch.device, progress: ReportProgress
 ) -> CausalLM:
     parameters = model.weights.fill(model.dtype, device, config.random_seed, progress)
     target = MODELS.get(spec.architecture)(spec.config, parameters, device)
@@ -135,26 +181,46 @@ def _load_target(
     return target
 
 
-def _allocate(model: _Model, pool: PoolSize, config: WorkerConfig, device: torch.device) -> list[Tensor]:
+def _load_draft(
+    draft: DrafterSpec,
+    model: PlannedModel,
+    backend: type[AttentionBackend],
+    pool: PoolSize,
+    config: WorkerConfig,
+    device: torch.device,
+    progress: ReportProgress,
+) -> LoadedDraft:
+    parameters = model.weights.fill(model.dtype, device, config.random_seed, progress)
+    return LoadedDraft(draft, parameters, model.layers, backend, _allocate(model, pool, config, device))
+
+
+def _allocate(model: PlannedModel, pool: PoolSize, config: WorkerConfig, device: torch.device) -> list[Tensor]:
     """Every cache of target and draft has the same pages under the same ids."""
     return allocate_caches(model.layers, pool.num_pages, config.page_size, model.dtype, device)
 
 
+def _log_loading(weight_bytes: int, device: torch.device, started: float) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        elapsed_s, gib = time.perf_counter() - started, weight_bytes / 2**30
+        logger.info("loaded %.1f GiB of weights in %.1f s (%.1f GiB/s)", gib, elapsed_s, gib / elapsed_s)
+
+
 def _info(
-    config: WorkerConfig, device: torch.device, models: Sequence[_Model], weight_bytes: int, bytes_per_token: int,
-    pool: PoolSize, load_s: float,
-) -> dict[str, Any]:  # fmt: skip
+    config: WorkerConfig, device: torch.device, models: Sequence[PlannedModel], room: _Room, attention: tuple[str, str]
+) -> dict[str, Any]:
     return {
         "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "dtype": config.dtype,
-        "attention_backend": config.attention_backend,
+        "attention_backend": attention[0],
+        "attention_backend_reason": attention[1],
         "num_cores": usable_cores() if device.type == "cpu" else 0,
         "parameters": models[0].weights.num_parameters,
         "draft_parameters": models[1].weights.num_parameters if len(models) > 1 else 0,
-        "weight_bytes": weight_bytes,
-        "kv_bytes_per_token": bytes_per_token,
-        "num_pages_reason": pool.reason,
-        "load_s": load_s,
+        "weight_bytes": room.weight_bytes,
+        "kv_bytes_per_token": room.bytes_per_token,
+        "num_pages_reason": room.pool.reason,
     }
 
 

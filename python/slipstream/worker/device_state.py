@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slipstream.config.processes import WorkerDrafts
+from slipstream.layers.upload import upload
 
 # A plan already in flight may decode a request past its limit before the scheduler hears of its end. Those rows go to
 # the sink page, so the tables are a little wider than the context. Without drafts this is enough for 8 steps in flight.
@@ -26,7 +27,8 @@ class DeviceState:
     """Per slot: committed length, last sampled token, page table and prompt; per page: token ids.
 
     Lengths are kept twice: on the device, where the rows read them, and on the host (`_cpu`), where sizes are decided.
-    A page table's unused entries are 0, the sink.
+    A page table's unused entries are 0, the sink. One slot more than requests can have is always empty: `dummy_slot`
+    fills up batches.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class DeviceState:
     ) -> None:
         self.page_size = page_size
         self.max_pages = -(-(context_length + rows_past_limit) // page_size)
+        self.dummy_slot = num_slots
+        num_slots += 1
         self.committed_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.committed_len_cpu = [0] * num_slots
         self.bonus = torch.zeros(num_slots, dtype=torch.int64, device=device)  # sampled, not yet in KV
@@ -51,7 +55,7 @@ class DeviceState:
     def add(self, slot: int, token_ids: Sequence[int], pages: Sequence[int], num_cached: int) -> None:
         """A request enters an empty slot; KV of its first `num_cached` tokens lies in `pages`."""
         assert slot not in self.prompts, f"slot {slot} is taken"
-        self.prompts[slot] = torch.tensor(token_ids, dtype=torch.int64, device=self.bonus.device)
+        self.prompts[slot] = upload(token_ids, torch.int64, self.bonus.device)
         self.append_pages(slot, pages)
         self.set_committed_len(slot, num_cached)
 
@@ -61,7 +65,7 @@ class DeviceState:
         end = begin + len(pages)
         assert end <= self.max_pages, f"slot {slot} has {end} pages, more than a context of {self.max_pages} can fill"
         if pages:
-            self.page_tables[slot, begin:end] = torch.tensor(pages, dtype=torch.int32, device=self.bonus.device)
+            self.page_tables[slot, begin:end] = upload(pages, torch.int32, self.bonus.device)
         self._num_pages[slot] = end
 
     def set_committed_len(self, slot: int, length: int) -> None:
@@ -73,7 +77,7 @@ class DeviceState:
         """Each of `slots` has so many more tokens in KV."""
         for slot, count in zip(slots, counts, strict=True):
             self.committed_len_cpu[slot] += count
-        of_slots, added = torch.tensor((slots, counts), device=self.committed_len.device).unbind(0)
+        of_slots, added = upload((slots, counts), torch.int64, self.committed_len.device).unbind(0)
         self.committed_len.index_add_(0, of_slots, added)
 
     def release(self, slot: int) -> None:

@@ -40,7 +40,8 @@ def kv_bytes_per_token(layers: Sequence[AttentionLayer], dtype: torch.dtype) -> 
 
 
 def size_pool(limits: PoolLimits, bytes_per_token: int, weight_bytes: int, memory: Memory) -> PoolSize:
-    """How many pages to make, before anything is loaded. `memory` is the device's, still without the weights.
+    """How many pages to make on a CPU, before anything is loaded. `memory` is the device's, still without the weights.
+    For a GPU see plan_memory(), which counts everything else as well.
 
     Either as many tokens as --max-total-tokens says, or what --mem-fraction-static of the device leaves beside the
     weights, but no more than all running requests can fill.
@@ -56,22 +57,32 @@ def size_pool(limits: PoolLimits, bytes_per_token: int, weight_bytes: int, memor
     if num_fitting < 1:
         flag = "raise --mem-fraction-static" if free_bytes > share_bytes - weight_bytes else "free some memory"
         raise ConfigError(
-            f"no room for KV pages: of {_gib(memory.total_bytes)}, --mem-fraction-static {limits.mem_fraction_static} "
-            f"gives {_gib(share_bytes)} and {_gib(memory.free_bytes)} are free, but the weights take "
-            f"{_gib(weight_bytes)} and two pages of {limits.page_size} tokens {_gib(2 * page_bytes)}; "
+            f"no room for KV pages: of {gib(memory.total_bytes)}, --mem-fraction-static {limits.mem_fraction_static} "
+            f"gives {gib(share_bytes)} and {gib(memory.free_bytes)} are free, but the weights take "
+            f"{gib(weight_bytes)} and two pages of {limits.page_size} tokens {gib(2 * page_bytes)}; "
             f"{flag} or choose a smaller model"
         )
-    num_useful = limits.max_running_requests * -(-limits.context_length // limits.page_size)
+    num_useful = useful_pages(limits)
     if num_useful <= num_fitting:
         return PoolSize(
             num_useful + 1,
             f"all that {limits.max_running_requests} requests of {limits.context_length} "
-            f"tokens can fill, {_gib((num_useful + 1) * page_bytes)}",
+            f"tokens can fill, {gib((num_useful + 1) * page_bytes)}",
         )
     bound = "free memory" if budget_bytes == free_bytes else f"--mem-fraction-static {limits.mem_fraction_static}"
-    return PoolSize(
-        num_fitting + 1, f"what {bound} leaves beside {_gib(weight_bytes)} of weights, {_gib(budget_bytes)}"
-    )
+    return PoolSize(num_fitting + 1, f"what {bound} leaves beside {gib(weight_bytes)} of weights, {gib(budget_bytes)}")
+
+
+def useful_pages(limits: PoolLimits) -> int:
+    """As many as all running requests together can fill."""
+    return limits.max_running_requests * -(-limits.context_length // limits.page_size)
+
+
+def asked_pages(max_total_tokens: int, page_size: int) -> int:
+    """As many as --max-total-tokens asks for, and the sink."""
+    if max_total_tokens < page_size:
+        raise ConfigError(f"--max-total-tokens is {max_total_tokens}, less than one page of {page_size} tokens")
+    return max_total_tokens // page_size + 1
 
 
 def allocate_caches(
@@ -85,20 +96,19 @@ def allocate_caches(
 
 
 def _as_asked(max_total_tokens: int, page_size: int, page_bytes: int, weight_bytes: int, free_bytes: int) -> PoolSize:
-    num_pages = max_total_tokens // page_size + 1
-    if max_total_tokens < page_size:
-        raise ConfigError(f"--max-total-tokens is {max_total_tokens}, less than one page of {page_size} tokens")
+    num_pages = asked_pages(max_total_tokens, page_size)
     if num_pages * page_bytes > free_bytes:
         raise ConfigError(
-            f"--max-total-tokens {max_total_tokens} needs {_gib(num_pages * page_bytes)} of KV pages, but "
-            f"{_gib(max(free_bytes, 0))} are free beside {_gib(weight_bytes)} of weights; lower it"
+            f"--max-total-tokens {max_total_tokens} needs {gib(num_pages * page_bytes)} of KV pages, but "
+            f"{gib(max(free_bytes, 0))} are free beside {gib(weight_bytes)} of weights; lower it"
         )
-    return PoolSize(num_pages, f"--max-total-tokens {max_total_tokens}, {_gib(num_pages * page_bytes)}")
+    return PoolSize(num_pages, f"--max-total-tokens {max_total_tokens}, {gib(num_pages * page_bytes)}")
 
 
-def _gib(num_bytes: int) -> str:
-    """
-    >>> _gib(3 * 2**29), _gib(2**20)
+def gib(num_bytes: int) -> str:
+    """For the person at the terminal.
+
+    >>> gib(3 * 2**29), gib(2**20)
     ('1.50 GiB', '0.00098 GiB')
     """
     value = num_bytes / GIB

@@ -16,6 +16,22 @@ class Memory:
     free_bytes: int
 
 
+@dataclass(frozen=True)
+class DeviceUse:
+    """Of a GPU, in bytes: what this process's tensors take, what torch holds for them, and what the device has."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+    free_bytes: int
+    total_bytes: int
+
+
+def device_use(device: torch.device) -> DeviceUse:
+    """Of a CUDA device."""
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    return DeviceUse(torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device), free_bytes, total_bytes)
+
+
 def device_memory(device: torch.device) -> Memory:
     """Of a GPU what its driver says; of the CPU what this process's container may use."""
     if device.type == "cuda":

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from slipstream.config.processes import WorkerConfig
 from slipstream.hf_transformers.inspect import inspect_checkpoint, inspect_draft
@@ -15,6 +16,7 @@ from slipstream.worker.worker import Worker
 
 PROCESS = "worker"
 _WAIT_S = 0.1  # how long a stop may go unnoticed while idle
+_POLL_S = 20e-6  # how long the end of a step may go unnoticed
 _PROGRESS_S = 0.1  # between two progress messages
 
 
@@ -29,9 +31,21 @@ def run(
     worker = load_worker(config, to_server)
     to_scheduler.put(worker.ready)
     while not stop():
-        if inbox.wait(_WAIT_S):
-            for plan in inbox.drain():
-                to_scheduler.put(worker.step(plan))
+        # A step that the device works on ends without a message: look often, but leave the processor to others.
+        if worker.num_pending == 0:
+            inbox.wait(_WAIT_S)
+        elif not inbox.wait(0.0):
+            time.sleep(_POLL_S)
+        for plan in inbox.drain():
+            worker.submit(plan)
+            send_finished(worker, to_scheduler)
+        send_finished(worker, to_scheduler)
+
+
+def send_finished(worker: Worker, to_scheduler: Outbox[Any]) -> None:
+    """Everything that is done."""
+    for result in worker.finished():
+        to_scheduler.put(result)
 
 
 def load_worker(config: WorkerConfig, to_server: Outbox[ChildStatus]) -> Worker:
@@ -48,6 +62,13 @@ def load_worker(config: WorkerConfig, to_server: Outbox[ChildStatus]) -> Worker:
     to_server.put(Stage(PROCESS, f"loading {_source(spec)}" + (f" and {_source(draft)}" if draft else "")))
     last_report_s, text = 0.0, "loading tensors"
 
+    def report_graphs(done: int, total: int) -> None:
+        nonlocal text, last_report_s
+        text = "capturing CUDA graphs"
+        if done == 1:
+            last_report_s = 0.0
+        report(done, total)
+
     def report(done: int, total: int) -> None:
         nonlocal last_report_s, text
         now = time.monotonic()
@@ -57,7 +78,7 @@ def load_worker(config: WorkerConfig, to_server: Outbox[ChildStatus]) -> Worker:
         if done == total:  # the target is there; what comes now is the draft's
             text = "loading the draft's tensors"
 
-    return build_worker(config, spec, draft, report)
+    return build_worker(config, spec, draft, report, report_graphs)
 
 
 def _source(spec: CheckpointSpec) -> str:

@@ -9,6 +9,7 @@ from slipstream.messages.to_worker import NewRequest
 from slipstream.models.base import ImageRows
 from slipstream.sampling.candidates import Candidates
 from slipstream.speculative.base import BaseSpeculator, Committed
+from slipstream.speculative.draft_model import DraftModelSpeculator
 from slipstream.worker.outcome import Run
 
 
@@ -33,6 +34,15 @@ class Speculation:
         if slot in self._limits:
             del self._limits[slot]
             self._speculator.release(slot)
+
+    @property
+    def speculator(self) -> BaseSpeculator:
+        return self._speculator
+
+    def assume_complete(self) -> None:
+        """All rows that are committed have been drafted over by others: see speculative/device_chain.py."""
+        assert isinstance(self._speculator, DraftModelSpeculator), "only a draft model is run by others"
+        self._speculator.assume_complete(self._limits)
 
     def follows(self, slot: int) -> bool:
         return slot in self._limits

@@ -11,6 +11,7 @@ from slipstream.attention.base import AttentionBackend
 from slipstream.attention.move_rows import move_rows
 from slipstream.attention.paging import locate
 from slipstream.errors import RequestError
+from slipstream.layers.upload import upload
 from slipstream.messages.sampling import Logprob, SamplingParams
 from slipstream.messages.to_scheduler import SlotResult, StepResult, WorkerReady
 from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
@@ -41,44 +42,67 @@ class _Request:
     prompt_len: int
 
 
-class Worker:
-    """One rank. step() is the whole of its work; `ready` says what it has."""
+@dataclass(frozen=True)
+class WorkerParts:
+    """What build_worker() makes."""
 
-    def __init__(
-        self,
-        model: CausalLM,
-        attention: AttentionBackend,
-        caches: Sequence[Tensor],
-        state: DeviceState,
-        sampler: Sampler,
-        verifier: Verifier,
-        images: ImageStore | None,
-        speculation: Speculation | None,
-        vocab_size: int,
-        ready: WorkerReady,
-        parameters_per_layer: int,
-    ) -> None:
-        self.ready = ready
-        self._parameters_per_layer = parameters_per_layer
-        self._num_cores: int = ready.info["num_cores"]
-        self._model = model
-        self._attention = attention
+    model: CausalLM
+    attention: AttentionBackend
+    caches: Sequence[Tensor]
+    state: DeviceState
+    sampler: Sampler
+    verifier: Verifier
+    images: ImageStore | None  # None: the model takes text only
+    speculation: Speculation | None  # None: nothing is drafted
+    vocab_size: int
+    ready: WorkerReady
+    parameters_per_layer: int
+
+
+class Worker:
+    """One rank. It executes plans in the order in which they are submitted; `ready` says what it has."""
+
+    def __init__(self, parts: WorkerParts) -> None:
+        self.parts, self.ready = parts, parts.ready
+        self._parameters_per_layer = parts.parameters_per_layer
+        self._num_cores: int = parts.ready.info["num_cores"]
+        self._model = parts.model
+        self._attention = parts.attention
         # by row: what moves when a path through a tree of drafts is accepted
-        self._row_stores = [*caches, state.token_ids]
-        self._state = state
-        self._sampler = sampler
-        self._verifier = verifier
-        self._images = images  # None: the model takes text only
-        self._speculation = speculation  # None: nothing is drafted
-        self._vocab_size = vocab_size
+        self._row_stores = [*parts.caches, parts.state.token_ids]
+        self._state = parts.state
+        self._sampler = parts.sampler
+        self._verifier = parts.verifier
+        self._images = parts.images
+        self._speculation = parts.speculation
+        self._vocab_size = parts.vocab_size
         self._requests: dict[int, _Request] = {}
         self._errors: dict[int, str] = {}  # slots whose request cannot go on, until they are released
+        self._done: list[StepResult] = []  # since finished() was called last
+
+    @property
+    def num_pending(self) -> int:
+        """Plans whose results finished() has still to give, some day without another call."""
+        return 0
+
+    def submit(self, plan: Plan) -> None:
+        """Take one plan; plans come in stream order."""
+        self._done.append(self.step(plan))
+
+    def finished(self) -> list[StepResult]:
+        """The results that are there since the last call, in the order of their plans."""
+        done, self._done = self._done, []
+        return done
 
     @torch.inference_mode()
     def step(self, plan: Plan) -> StepResult:
-        """Execute one plan; plans come in stream order. A request that fails is a result with `error`."""
+        """Execute one plan, and wait for its result. A request that fails is a result with `error`."""
         started = time.perf_counter()
         self._admit(plan)
+        return self._execute(plan, started)
+
+    def _execute(self, plan: Plan, started: float) -> StepResult:
+        """The rows of a plan whose requests are admitted."""
         decode = [slot for slot in plan.decode if slot not in self._errors]
         chunks = [chunk for chunk in plan.chunks if chunk.slot not in self._errors]
         outcomes = {slot: Outcome() for slot in (*decode, *(chunk.slot for chunk in chunks))}
@@ -200,7 +224,7 @@ class Worker:
         logits = self._model.compute_logits(hidden)
         raw = self._raw_logits(logits, batch)
         accepted = self._verifier.verify(logits, batch.sampled_slots, batch.first_positions, batch.candidates)
-        slots = torch.tensor(batch.sampled_slots, device=logits.device)
+        slots = upload(batch.sampled_slots, torch.int64, logits.device)
         self._state.bonus.index_copy_(0, slots, accepted.bonus)
         paths = paths_of(batch.sampled_slots, batch.first_positions, batch.candidates, accepted)
         for path in paths:

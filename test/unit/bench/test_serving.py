@@ -1,12 +1,12 @@
 """The load generator: its limits hold, its clock is fair, its failures are counted."""
 
 import asyncio
-import json
+from pathlib import Path
 
 import pytest
 
 from slipstream.bench.request_record import RequestRecord
-from slipstream.bench.rows import ServingRow, to_objects
+from slipstream.bench.rows import ServingRow, append_row, read_rows
 from slipstream.bench.serving import Case, run_case, to_row
 
 REQUIRED = {
@@ -90,11 +90,12 @@ async def test_a_bug_in_the_benchmark_is_not_a_failed_request() -> None:
         await run_case(Case(1, None, 1.0), [send], None)
 
 
-def test_row() -> None:
+def test_row(tmp_path: Path) -> None:
     good = [finished(float(i), ttft_s=0.1 * (i + 1), tpot_s=0.01, num_tokens=10 + i) for i in range(4)]
     bad = RequestRecord(0.0, ended_s=1.0, error="HTTP 503: the queue is full", num_tokens=1000)
     row = row_of([*good, bad, bad], duration_s=2.0)
-    [value] = json.loads(json.dumps(to_objects([row])))
+    append_row(str(tmp_path / "rows.jsonl"), row)
+    [value] = read_rows(tmp_path / "rows.jsonl")
     assert value.keys() >= REQUIRED
     assert value["ttft_s"] == pytest.approx(0.25) and value["tpot_ms"] == pytest.approx(10)
     assert value["decode_tok_s"] == pytest.approx((10 + 11 + 12 + 13) / 2)

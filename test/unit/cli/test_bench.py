@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from slipstream.cli.bench import bench_serving, main, one_batch_parser, serving_parser
+from slipstream.cli.bench import bench_serving, main, serving_parser
+from slipstream.cli.bench_one_batch import bench_one_batch, one_batch_parser
 from slipstream.config.flags import from_namespace
 from slipstream.config.options import LaunchOptions
 from slipstream.errors import ConfigError
@@ -60,7 +61,7 @@ def test_serving_counts_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ]
     with scripted_server(script) as server:
         assert bench_serving(["--base-url", server.url, *flags, str(output)]) == 0
-    rows = json.loads(output.read_text())
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["concurrency"] for row in rows] == [1, 4]
     for row in rows:
         assert row["model"] == "told" and row["num_requests"] == 10
@@ -102,6 +103,22 @@ def test_server_flags_are_those_of_serve() -> None:
 def test_wrong_flags_end_with_2(flags: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["one-batch", *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--draft"], "--draft belongs to a preset"),
+        (["--cases", "targets"], "--cases belongs to a preset"),
+        (["--preset", "7b", "--cases", "decode", "--batch-size", "4"], "--batch-size is given, but --cases"),
+        (["--preset", "24b", "--draft", "--cases", "targets"], "no target is set for --cases targets of 24b with"),
+        (["--preset", "7b", "--model-path", "x"], "--model-path is given, but --preset"),
+        (["--output-json", "/nowhere/rows.jsonl"], "--output-json /nowhere/rows.jsonl cannot be written"),
+    ],
+)
+def test_flags_of_which_one_would_not_be_read(flags: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        bench_one_batch(flags)
 
 
 def test_unknown_benchmark() -> None:

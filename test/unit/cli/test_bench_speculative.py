@@ -69,7 +69,7 @@ def test_every_case_on_every_workload(servers: Servers, tmp_path: Path, capsys: 
     assert plain.speculative_algorithm == "none"
     kinds = [(options.speculative_num_steps, options.speculative_adaptive) for options, _ in drafting]
     assert kinds == [(1, "off"), (3, "off"), ("auto", "auto")]
-    rows = json.loads(output.read_text())
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["workload"], row["num_steps"], row["adaptive"]) for row in rows] == [
         (workload, *how) for how in [(1, False), (3, False), (3, True)] for workload in ("questions", "source")
     ]
@@ -95,7 +95,7 @@ def test_questions_of_a_file_bear_its_name(servers: Servers, tmp_path: Path) -> 
     path.write_text("Why?\nHow?\n")
     flags = ["--workloads", "questions", "--questions", str(path), "--num-steps", "2", "--num-requests", "3"]
     assert command.bench_speculative([*flags, "--output-json", str(output)]) == 0
-    assert {row["workload"] for row in json.loads(output.read_text())} == {"questions of mine.txt"}
+    assert {row["workload"] for row in map(json.loads, output.read_text().splitlines())} == {"questions of mine.txt"}
     contents = [messages[0]["content"] for messages in asked(servers.started[1][1], "/v1/chat/completions", "messages")]
     assert contents[-3:] == ["Why?", "How?", "Why?"]
 

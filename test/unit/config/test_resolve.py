@@ -24,6 +24,18 @@ def test_auto_follows_the_machine() -> None:
     assert (gpu.worker.device, gpu.worker.dtype) == ("cuda", "float16")
 
 
+def test_memory_and_chunks_follow_the_device() -> None:
+    """Worker and scheduler agree on the largest chunk: the one sizes buffers for what the other plans."""
+    cpu = resolve(LaunchOptions(), Model(), LAPTOP, system_seed=5)
+    gpu = resolve(LaunchOptions(), Model(), dataclasses.replace(LAPTOP, has_cuda=True), system_seed=5)
+    assert (cpu.worker.mem_fraction_static, gpu.worker.mem_fraction_static) == (0.25, 0.92)
+    assert cpu.worker.chunked_prefill_size == cpu.scheduler.chunked_prefill_size == 512
+    assert gpu.worker.chunked_prefill_size == gpu.scheduler.chunked_prefill_size == 8192
+    given = resolve(LaunchOptions(chunked_prefill_size=77, mem_fraction_static=0.5), Model(), LAPTOP, system_seed=5)
+    assert given.worker.chunked_prefill_size == given.scheduler.chunked_prefill_size == 77
+    assert given.worker.mem_fraction_static == 0.5
+
+
 def test_the_user_s_value_wins_and_every_option_has_a_reason() -> None:
     options = LaunchOptions(dtype="float32", context_length=100, random_seed=9, served_model_name="mine")
     resolved = resolve(options, Model(), LAPTOP, system_seed=5)

@@ -67,7 +67,7 @@ class Requests:
 
     def restart(self, round: int) -> None:
         seeds = torch.arange(round * SLOTS, (round + 1) * SLOTS)
-        self.sampler._noise._keys = child_keys(seeds, torch.tensor(PARAMS.choice))
+        self.sampler._noise.keys.copy_(child_keys(seeds, torch.tensor(PARAMS.choice)))
         self.sampler._penalties._histories.copy_(self._histories)
 
 

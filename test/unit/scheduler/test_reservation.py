@@ -24,7 +24,7 @@ TREE = DraftShape(depth=3, topk=4, num_nodes=7)
     ],
 )
 def test_rows_of_one_step(shape: DraftShape, depth: int, length_ub: int, rows: int) -> None:
-    assert rows_needed(shape, depth, length_ub, limit=1000) == rows
+    assert rows_needed(shape.rows(depth), length_ub, limit=1000, is_chain=shape.is_chain) == rows
 
 
 def test_every_row_that_counts_has_a_page() -> None:
@@ -36,13 +36,13 @@ def test_every_row_that_counts_has_a_page() -> None:
             if shape.is_chain:
                 touched = range(touched.start, min(touched.stop, limit))
             if length < limit:
-                assert rows_needed(shape, depth, length + more, limit) >= touched.stop
+                assert rows_needed(shape.rows(depth), length + more, limit, is_chain=shape.is_chain) >= touched.stop
 
 
 def test_a_chain_needs_no_row_past_the_limit() -> None:
     for length_ub, limit in itertools.product(range(2, 20), range(3, 20)):
-        assert rows_needed(CHAIN, 3, length_ub, limit) <= limit
-        assert rows_needed(CHAIN, 0, length_ub, limit) <= limit - 1, "the last token's row is not needed"
+        assert rows_needed(CHAIN.rows(3), length_ub, limit, is_chain=True) <= limit
+        assert rows_needed(CHAIN.rows(0), length_ub, limit, is_chain=True) <= limit - 1, "the last token's row is not needed"
 
 
 def test_no_draft_that_the_limit_would_cut_off() -> None:

@@ -131,6 +131,46 @@ async def test_take_times_out_without_ending_anything(client, queue):
     assert await generation.take(0.01) == [] and aborts(queue) == []
 
 
+async def test_many_waits_share_one_timer_and_each_has_its_whole_timeout(client, queue):
+    loop = asyncio.get_running_loop()
+    generation = client.generate(request())
+    timers = set()
+    for number in range(3):
+        taking = asyncio.create_task(generation.take(0.05))
+        await asyncio.sleep(0.01)
+        timers.add(generation._stream._timer)
+        client.handle(TextOutputs([output(number=number)]))
+        assert len(await taking) == 1
+    assert len(timers) == 1
+    started = loop.time()
+    assert await generation.take(0.05) == [] and loop.time() - started >= 0.045
+    assert await generation.take(0.05) == [], "the timer works again after it has fired"
+    assert aborts(queue) == []
+
+
+async def test_a_wait_without_timeout_is_not_woken_by_the_timer_of_one_before(client):
+    generation = client.generate(request())
+    taking = asyncio.create_task(generation.take(0.02))
+    await asyncio.sleep(0)
+    client.handle(TextOutputs([output()]))
+    assert len(await taking) == 1
+    taking = asyncio.create_task(generation.take())
+    await asyncio.sleep(0.04)
+    assert not taking.done()
+    client.handle(TextOutputs([output(finish="stop")]))
+    assert len(await taking) == 1
+    assert generation._stream._timer is None, "nothing is left behind"
+
+
+async def test_a_shorter_timeout_than_the_one_before_is_kept(client):
+    generation = client.generate(request())
+    taking = asyncio.create_task(generation.take(30))
+    await asyncio.sleep(0)
+    client.handle(TextOutputs([output()]))
+    assert len(await taking) == 1
+    assert await asyncio.wait_for(generation.take(0.01), 1) == []
+
+
 async def leave_by_close(generation):
     await anext(generation)
     await generation.aclose()

@@ -19,7 +19,7 @@ KINDS = ["GQA", "windows", "MLA", "MLA with experts"]
 
 
 def kept_logits(harness: SpeculatorHarness, slot: int) -> torch.Tensor:
-    return harness.target.compute_logits(harness.speculator.kept([slot]).logits_hidden)
+    return harness.target.compute_logits(harness.speculator.kept_of([slot]).logits_hidden)
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
@@ -127,5 +127,5 @@ def test_registry() -> None:
 def test_no_width_but_the_targets(pairs: Pairs) -> None:
     harness = SpeculatorHarness(*pairs["MLA"], SHAPE)
     harness.prefill(0, 2)
-    kept = harness.speculator.kept([0])
+    kept = harness.speculator.kept_of([0])
     assert kept.logits_hidden.shape == kept.feedback_hidden.shape == (1, DIM)

@@ -18,9 +18,23 @@ class DraftOutput:
     logits_hidden: Tensor  # what the head reads
     feedback_hidden: Tensor  # what the next row takes in the place of the target's hidden state
 
+    def rows(self, index: Tensor) -> "DraftOutput":
+        """Those of the rows `index`, int64 [n]."""
+        logits_hidden = self.logits_hidden.index_select(0, index)
+        if self.feedback_hidden is self.logits_hidden:
+            return DraftOutput(logits_hidden, logits_hidden)
+        return DraftOutput(logits_hidden, self.feedback_hidden.index_select(0, index))
+
+    def put(self, index: Tensor, rows: "DraftOutput") -> None:
+        """Row index[i] becomes row i of `rows`."""
+        self.logits_hidden.index_copy_(0, index, rows.logits_hidden)
+        self.feedback_hidden.index_copy_(0, index, rows.feedback_hidden)
+
 
 class DraftModel(Protocol):
     """A small decoder beside a target. `config` is DrafterSpec.config; nothing of the target's is read or changed."""
+
+    reads_on_host: bool  # see CausalLM
 
     @property
     def norms(self) -> Mapping[str, bool]:

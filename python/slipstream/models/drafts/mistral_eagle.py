@@ -35,6 +35,7 @@ class MistralForCausalLMEagle:
     )
 
     def __init__(self, config: Mapping[str, Any], parameters: Parameters, device: torch.device) -> None:
+        self.reads_on_host = self.decoder_class.reads_on_host
         self.dtype = parameters.dtype
         self.fusion = make_linear(parameters.matrix(f"{DRAFT}eagle_linear"))
         self.decoder = self.decoder_class(config, parameters, device, DRAFT)

@@ -1,0 +1,423 @@
+"""Attention of ragged rows over a paged KV cache, with lengths and page tables that only the device knows.
+
+Flash decoding (Dao et al., 2023): the keys of a request are split among programs, each keeps an online softmax
+(Milakov and Gimelshein, 2018) of its share, and a second kernel merges the shares. A program serves all query heads of
+one KV head and several rows of one request at once, so that every key is loaded once for all of them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from slipstream.kernels.launch import launch_options, let_next_start, num_multiprocessors, wait_for_inputs
+
+MAX_HEAD_DIM = 256
+MAX_HEADS_PER_KV = 128
+_MAX_QUERIES = {2: 128, 4: 32}  # rows times heads of one program that fit into registers, by bytes of a value
+_MIN_KEYS_PER_SPLIT = 128  # fewer keys take less time than the merge that they cost
+_MAX_SPLITS = 128
+_PROGRAMS_PER_SM = 2  # as many as one has shared memory for
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """Which rows attend to what: NB blocks of consecutive rows of one request at consecutive positions."""
+
+    page_tables: Tensor  # int32 [slots, max pages]; page 0 is the sink: nothing of it counts
+    positions: Tensor  # int64 [T]: read at the first row of each block only
+    slots: Tensor  # int32 [NB]: the row of page_tables
+    starts: Tensor  # int32 [NB]: the block's first row
+    sizes: Tensor  # int32 [NB]: rows of the block; 0: an empty block
+    rows_per_block: int  # most rows of a block
+    max_kv_len: int  # what no position exceeds, less one
+
+
+@dataclass(frozen=True)
+class TreeMask:
+    """Rows that attend to the cache before their tree and to some of its nodes, which lie from `starts` on."""
+
+    starts: Tensor  # int64 [NB]: position of each block's first node
+    bits: Tensor  # int64 [T, words]: bit t % 64 of word t // 64 is set where the row sees node t, the window regarded
+    positions: Tensor  # int64 [T]: start plus the row's distance from the root; what is before the start lies in the
+    # window where it lies in that of this position
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """How the kernel is compiled."""
+
+    block_n: int  # keys of one step of the loop
+    num_warps: int
+    num_stages: int
+    carry_pages: bool = True  # load the pages of the next step of the loop in this one
+
+
+def attention_config(queries: int, head_dim: int, element_size: int) -> AttentionConfig:
+    """For programs of `queries` (rows times heads, padded: 16 .. 128) and a cache of `element_size` bytes a value.
+
+    >>> attention_config(16, 128, 2)
+    AttentionConfig(block_n=64, num_warps=4, num_stages=3, carry_pages=True)
+    """
+    key_bytes = triton.next_power_of_2(head_dim) * element_size
+    block_n = 64 if key_bytes <= 256 else 32 if key_bytes <= 512 else 16
+    return AttentionConfig(block_n, 8 if queries >= _MAX_QUERIES[element_size] else 4, 3)
+
+
+def choose_splits(num_programs: int, max_kv_len: int, multiprocessors: int) -> int:
+    """Among how many programs the keys of a request are split, where there are `num_programs` without a split.
+
+    >>> choose_splits(8, 32768, 132), choose_splits(64, 32768, 132), choose_splits(512, 32768, 132)
+    (33, 4, 1)
+    >>> choose_splits(8, 600, 132)
+    4
+    """
+    wanted = _PROGRAMS_PER_SM * multiprocessors // num_programs
+    return max(min(wanted, max_kv_len // _MIN_KEYS_PER_SPLIT, _MAX_SPLITS), 1)
+
+
+def paged_attention(
+    q: Tensor,
+    cache: Tensor,
+    blocks: RowBlocks,
+    out: Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    tree: TreeMask | None = None,
+    sees_block: bool = False,
+    splits: int | None = None,
+    config: AttentionConfig | None = None,
+) -> None:
+    """Write softmax(q k^T * scale) v into the rows of `out` that blocks cover.
+
+    q is [T, heads, head_dim] with contiguous heads, cache [pages, page_size, 2, KV heads, head_dim] with keys at 0 and
+    values at 1, out [T, heads * head_dim]; all of one dtype. A row at position p attends to the positions 0 .. p, to
+    those of its tree where there is a `tree`, or with `sees_block` to all up to the end of its block; with a `window`
+    to none before p - window + 1. Scores and sums are fp32; weights are rounded to the cache's dtype before they meet
+    the values. `splits` and `config` override choose_splits() and attention_config().
+
+    Positions beyond the page table and keys in the sink count as keys and values of zeros: only rows that are there
+    themselves, whose results nobody uses, see them.
+    """
+    num_heads, head_dim = q.shape[1:]
+    page_size, kv_heads = cache.shape[1], cache.shape[3]
+    heads_per_kv = num_heads // kv_heads
+    num_blocks, rows_per_block = blocks.slots.shape[0], blocks.rows_per_block
+    tiles = triton.cdiv(rows_per_block, max(_MAX_QUERIES[q.element_size()] // heads_per_kv, 1))
+    rows_per_tile = triton.cdiv(rows_per_block, tiles)
+    queries = max(triton.next_power_of_2(rows_per_tile * heads_per_kv), 16)
+    config = config or attention_config(queries, head_dim, q.element_size())
+    if splits is None:
+        programs = num_blocks * tiles * kv_heads
+        splits = choose_splits(programs, blocks.max_kv_len, num_multiprocessors(q.device))
+    partial = log_sums = None
+    if splits > 1:
+        shape = (splits, num_blocks * rows_per_block, num_heads)
+        partial = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
+        log_sums = torch.empty(shape, dtype=torch.float32, device=q.device)
+    options = launch_options(q.device)
+    block_d = max(triton.next_power_of_2(head_dim), 16)
+    _attend[(kv_heads, num_blocks * tiles, splits)](
+        q,
+        cache,
+        out,
+        partial,
+        log_sums,
+        blocks.page_tables,
+        blocks.positions,
+        blocks.slots,
+        blocks.starts,
+        blocks.sizes,
+        tree.starts if tree else None,
+        tree.bits if tree else None,
+        tree.positions if tree else None,
+        scale * math.log2(math.e),
+        q.stride(0),
+        blocks.page_tables.shape[1],
+        tree.bits.shape[1] if tree else 0,
+        rows_per_block,
+        rows_per_tile,
+        tiles,
+        splits,
+        KV_HEADS=kv_heads,
+        HEADS_PER_KV=heads_per_kv,
+        HEAD_DIM=head_dim,
+        PAGE_SIZE=page_size,
+        WINDOW=window or 0,
+        IS_TREE=tree is not None,
+        SEES_BLOCK=sees_block,
+        IS_SPLIT=splits > 1,
+        BLOCK_M=queries,
+        BLOCK_N=config.block_n,
+        BLOCK_D=block_d,
+        CARRY_PAGES=config.carry_pages,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",  # of fp32 operands only
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        **options,
+    )
+    if splits > 1:
+        _combine[(num_heads, num_blocks * rows_per_block)](
+            partial,
+            log_sums,
+            out,
+            blocks.starts,
+            blocks.sizes,
+            rows_per_block,
+            splits,
+            HEADS=num_heads,
+            HEAD_DIM=head_dim,
+            BLOCK_D=block_d,
+            BLOCK_S=16 if splits <= 16 else 64,
+            num_warps=4,
+            **options,
+        )
+
+
+def paged_attention_reference(
+    q: Tensor,
+    cache: Tensor,
+    blocks: RowBlocks,
+    scale: float,
+    *,
+    window: int | None = None,
+    tree: TreeMask | None = None,
+    sees_block: bool = False,
+) -> Tensor:
+    """What paged_attention() writes, [T, heads * head_dim], zeros in rows without a block; all in q's dtype."""
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    page_size, kv_heads = cache.shape[1], cache.shape[3]
+    counts = zip(blocks.slots.tolist(), blocks.starts.tolist(), blocks.sizes.tolist(), strict=True)
+    for block, (slot, start, size) in enumerate(counts):
+        if size == 0:
+            continue
+        rows = slice(start, start + size)
+        first = int(blocks.positions[start])
+        own = torch.arange(first, first + size, device=q.device)[:, None]
+        at = torch.arange(min(first + size, blocks.page_tables.shape[1] * page_size), device=q.device)
+        pages = blocks.page_tables[slot, at // page_size]
+        kv = cache[pages, at % page_size].to(q.dtype).masked_fill((pages == 0).view(-1, 1, 1, 1), 0)
+        visible = (at <= own) | sees_block
+        if tree is not None:
+            node, own = at - tree.starts[block], tree.positions[rows, None]
+            bits = tree.bits[rows].index_select(1, node.clamp(min=0) // 64) >> (node % 64)
+            visible = (node < 0) | (bits & 1 == 1)
+        if window is not None:
+            is_node = False if tree is None else at >= tree.starts[block]
+            visible = visible & ((own - at < window) | is_node)
+        queries = q[rows].reshape(size, kv_heads, -1, q.shape[2])
+        scores = torch.einsum("mkgd,nkd->kgmn", queries, kv[:, 0]) * scale
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        out[rows] = torch.einsum("kgmn,nkd->mkgd", weights, kv[:, 1]).flatten(1, 2)
+    return out.flatten(1)
+
+
+@triton.jit(
+    do_not_specialize=["table_width", "num_words", "rows_per_block", "rows_per_tile", "tiles", "num_splits"],
+    do_not_specialize_on_alignment=["page_tables", "positions", "block_slots", "block_starts", "block_sizes"],
+)
+def _attend(  # type: ignore[no-untyped-def]
+    q,
+    cache,
+    out,
+    partial,
+    log_sums,
+    page_tables,
+    positions,
+    block_slots,
+    block_starts,
+    block_sizes,
+    tree_starts,
+    tree_bits,
+    tree_positions,
+    scale,  # of the scores, times log2(e)
+    q_stride,
+    table_width,
+    num_words,
+    rows_per_block,
+    rows_per_tile,
+    tiles,
+    num_splits,
+    KV_HEADS: tl.constexpr,
+    HEADS_PER_KV: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    IS_TREE: tl.constexpr,
+    SEES_BLOCK: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CARRY_PAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Program (KV head, tile, split): some rows of a block, all heads of the KV head, a share of the keys."""
+    let_next_start(PDL)
+    HEADS: tl.constexpr = KV_HEADS * HEADS_PER_KV
+    MINUS_INFINITY: tl.constexpr = float("-inf")
+    kv_head = tl.program_id(0)
+    # Neighbours on the first axis read neighbouring memory. The last tiles come first: a chunk's are the longest.
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    split = tl.program_id(2)
+    block = tile // tiles
+    first = tile % tiles * rows_per_tile
+    wait_for_inputs(PDL)
+
+    block_size = tl.load(block_sizes + block)
+    num_rows = tl.minimum(block_size - first, rows_per_tile)
+    if num_rows <= 0:
+        return
+    block_start = tl.load(block_starts + block)
+    start = block_start + first
+    position = tl.load(positions + block_start).to(tl.int32) + first
+    table = page_tables + tl.load(block_slots + block).to(tl.int64) * table_width
+    query = tl.arange(0, BLOCK_M)
+    row = query // HEADS_PER_KV
+    head = kv_head * HEADS_PER_KV + query % HEADS_PER_KV
+    is_query = row < num_rows
+
+    end = position + num_rows
+    if SEES_BLOCK:
+        end = position - first + block_size
+    # from where the window of a row is counted, and what it sees beyond its tree's start
+    stands_at = position + row
+    lowest = position
+    tree_start = end
+    if IS_TREE:
+        tree_start = tl.load(tree_starts + block).to(tl.int32)
+        stands_at = tl.load(tree_positions + start + row, mask=is_query, other=0).to(tl.int32)
+        lowest = tree_start
+    last_seen = stands_at
+    if SEES_BLOCK:
+        last_seen = tl.zeros_like(stands_at) + end - 1
+    end = tl.minimum(end, table_width * PAGE_SIZE)
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(lowest - WINDOW + 1, 0)
+    partial_row = ((split.to(tl.int64) * (tl.num_programs(1) // tiles) + block) * rows_per_block + first + row) * HEADS
+    if IS_SPLIT:
+        share = tl.cdiv(tl.cdiv(end - begin, num_splits), BLOCK_N) * BLOCK_N
+        begin += split * share
+        end = tl.minimum(end, begin + share)
+        if begin >= end:
+            tl.store(log_sums + partial_row + head, MINUS_INFINITY, mask=is_query)
+            return
+
+    dim = tl.arange(0, BLOCK_D)
+    is_value = is_query[:, None] & (dim < HEAD_DIM)[None, :]
+    q_rows = (start + row).to(tl.int64)
+    q_tile = tl.load(q + (q_rows * q_stride + head * HEAD_DIM)[:, None] + dim[None, :], mask=is_value, other=0.0)
+    highest = tl.full([BLOCK_M], MINUS_INFINITY, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    key_pointers = cache + kv_head * HEAD_DIM + dim[None, :]
+    key = begin + tl.arange(0, BLOCK_N)
+    pages = tl.load(table + key // PAGE_SIZE, mask=key < end, other=0)
+    for lowest_key in range(begin, end, BLOCK_N):
+        key = lowest_key + tl.arange(0, BLOCK_N)
+        if not CARRY_PAGES:
+            pages = tl.load(table + key // PAGE_SIZE, mask=key < end, other=0)
+        # What lies beyond the end or in the sink may be NaN, which times a weight of 0 is NaN.
+        is_key = (pages != 0) & (key < end)
+        cache_row = pages.to(tl.int64) * PAGE_SIZE + key % PAGE_SIZE
+        key_mask = is_key[:, None]
+        if BLOCK_D != HEAD_DIM:
+            key_mask = key_mask & (dim < HEAD_DIM)[None, :]
+        pointers = key_pointers + cache_row[:, None] * (2 * KV_HEADS * HEAD_DIM)
+        keys = tl.load(pointers, mask=key_mask, other=0.0)
+        values = tl.load(pointers + KV_HEADS * HEAD_DIM, mask=key_mask, other=0.0)
+        scores = tl.dot(q_tile, tl.trans(keys), input_precision=PRECISION) * scale
+        if IS_TREE:
+            is_node = (key >= tree_start) & (key < end)
+            node = tl.maximum(key - tree_start, 0)
+            words = tl.load(
+                tree_bits + ((start + row) * num_words)[:, None] + (node // 64)[None, :],
+                mask=is_query[:, None] & is_node[None, :],
+                other=0,
+            )
+            is_visible = (words >> (node % 64)[None, :].to(tl.int64)) & 1 != 0
+            is_before = (key < tree_start)[None, :]
+            if WINDOW > 0:
+                is_before = is_before & (key[None, :] > stands_at[:, None] - WINDOW)
+            is_visible = is_before | is_visible
+        else:
+            is_visible = (key < end)[None, :] & (key[None, :] <= last_seen[:, None])
+            if WINDOW > 0:
+                is_visible = is_visible & (key[None, :] > stands_at[:, None] - WINDOW)
+        scores = tl.where(is_visible, scores, MINUS_INFINITY)
+        new_highest = tl.maximum(highest, tl.max(scores, 1))
+        shift = tl.where(new_highest == MINUS_INFINITY, 0.0, new_highest)
+        weights = tl.exp2(scores - shift[:, None])
+        decay = tl.exp2(highest - shift)
+        total = total * decay + tl.sum(weights, 1)
+        sums = tl.dot(weights.to(values.dtype), values, sums * decay[:, None], input_precision=PRECISION)
+        highest = new_highest
+        if CARRY_PAGES:
+            key += BLOCK_N
+            pages = tl.load(table + key // PAGE_SIZE, mask=key < end, other=0)
+
+    sees_nothing = total == 0  # in this share; false for NaN
+    total = tl.where(sees_nothing, 1.0, total)
+    sums = sums / total[:, None]
+    if IS_SPLIT:
+        log_sum = tl.where(sees_nothing, MINUS_INFINITY, highest + tl.log2(total))
+        tl.store(log_sums + partial_row + head, log_sum, mask=is_query)
+        tl.store(partial + ((partial_row + head) * HEAD_DIM)[:, None] + dim[None, :], sums, mask=is_value)
+    else:
+        rows = (q_rows * HEADS + head) * HEAD_DIM
+        tl.store(out + rows[:, None] + dim[None, :], sums.to(out.dtype.element_ty), mask=is_value)
+
+
+@triton.jit(
+    do_not_specialize=["rows_per_block", "num_splits"], do_not_specialize_on_alignment=["block_starts", "block_sizes"]
+)
+def _combine(  # type: ignore[no-untyped-def]
+    partial,
+    log_sums,
+    out,
+    block_starts,
+    block_sizes,
+    rows_per_block,
+    num_splits,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Program (head, row of a block): sum of the shares' results, each weighted by its sum of exponentials."""
+    let_next_start(PDL)
+    MINUS_INFINITY: tl.constexpr = float("-inf")
+    head = tl.program_id(0)
+    block = tl.program_id(1) // rows_per_block
+    row = tl.program_id(1) % rows_per_block
+    wait_for_inputs(PDL)
+    if row >= tl.load(block_sizes + block):
+        return
+    start = tl.load(block_starts + block)
+    dim = tl.arange(0, BLOCK_D)
+    highest = tl.full([], MINUS_INFINITY, tl.float32)
+    total = tl.zeros([], tl.float32)
+    sums = tl.zeros([BLOCK_D], tl.float32)
+    for first in range(0, num_splits, BLOCK_S):
+        split = first + tl.arange(0, BLOCK_S)
+        index = (split.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * HEADS + head
+        log_sum = tl.load(log_sums + index, mask=split < num_splits, other=MINUS_INFINITY)
+        is_there = (log_sum != MINUS_INFINITY)[:, None] & (dim < HEAD_DIM)[None, :]
+        share = tl.load(partial + (index * HEAD_DIM)[:, None] + dim[None, :], mask=is_there, other=0.0)
+        new_highest = tl.maximum(highest, tl.max(log_sum, 0))
+        shift = tl.where(new_highest == MINUS_INFINITY, 0.0, new_highest)
+        weights = tl.exp2(log_sum - shift)
+        decay = tl.exp2(highest - shift)
+        total = total * decay + tl.sum(weights, 0)
+        sums = sums * decay + tl.sum(weights[:, None] * share, 0)
+        highest = new_highest
+    sums = sums / tl.where(total == 0, 1.0, total)
+    target = ((start + row).to(tl.int64) * HEADS + head) * HEAD_DIM
+    tl.store(out + target + dim, sums.to(out.dtype.element_ty), mask=dim < HEAD_DIM)

@@ -1,0 +1,143 @@
+"""Which kernel and which block sizes a product with few rows takes, from what was measured on the device."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import resources
+from typing import Any, Final, Literal
+
+import torch
+
+Op = Literal["linear", "norm_linear", "norm_gate_up"]
+Kind = Literal["gemv", "dot"]
+
+MAX_ROWS: Final = 32
+ROW_BUCKETS: Final = (1, 2, 3, 4, 8, 16, MAX_ROWS)  # what tables are measured for
+CUBLAS: Final = "cublas"  # the config of an entry where the library was faster
+_MAX_GEMV_ROWS = 4
+_VECTOR = 8  # elements that a thread reads at once: 16 bytes of bf16
+
+
+@dataclass(frozen=True)
+class SkinnyConfig:
+    """How weights [N, K] are divided among programs. Sizes are powers of two.
+
+    gemv: a program owns block_n outputs and goes through K in tiles of block_k, which lie in registers; best with
+        block_k a multiple of 256 * num_warps. It reads num_stages tiles ahead, the first ones before its inputs are
+        ready.
+    dot: block_n outputs on the tensor cores, tiles of block_k through shared memory in a pipeline of num_stages;
+        `split_k` programs share a row of weights.
+    prefetch: whether a program asks the L2 cache, before its inputs are ready, for weights that it will read later:
+        all of its rows (gemv), or the tiles that fill the pipeline (dot).
+    """
+
+    kind: Kind
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    split_k: int = 1
+    prefetch: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("block_n", "block_k", "num_warps"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise ValueError(f"SkinnyConfig.{name} is {value}, but must be a power of two")
+        if self.num_stages < 1 or self.split_k < 1:
+            raise ValueError(f"SkinnyConfig: num_stages and split_k must be at least 1, not {self}")
+        if self.kind == "gemv" and (self.split_k > 1 or self.block_k < _VECTOR):
+            raise ValueError(f"SkinnyConfig: a gemv needs split_k 1 and block_k of at least {_VECTOR}, not {self}")
+        if self.kind == "dot" and self.block_k < 16:
+            raise ValueError(f"SkinnyConfig: a dot needs block_k of at least 16, not {self}")
+
+
+Table = Mapping[tuple[str, int, int, int], SkinnyConfig | None]  # by op, n, k, bucket of rows; None: cuBLAS
+
+
+@lru_cache(maxsize=4096)
+def skinny_config(op: Op, num_rows: int, n: int, k: int, device: torch.device) -> SkinnyConfig | None:
+    """The best config for activations [num_rows, k] and weights [n, k]; None: take cuBLAS and unfused kernels.
+
+    n counts the rows of the weight, 2I of gate and up. The device's table decides; what it does not name goes to the
+    kernel that needs no tuning up to 4 rows, to cuBLAS above.
+    """
+    return choose_config(_device_table(_device_name(device)), op, num_rows, n, k)
+
+
+def choose_config(table: Table, op: Op, num_rows: int, n: int, k: int) -> SkinnyConfig | None:
+    """skinny_config() for a table.
+
+    >>> choose_config({("linear", 64, 32, 8): None}, "linear", 5, 64, 32) is None
+    True
+    """
+    bucket = row_bucket(num_rows)
+    if bucket is None:
+        return None
+    key = (op, n, k, bucket)
+    if key in table:
+        return table[key]
+    return default_config(op, num_rows, n, k) if num_rows <= _MAX_GEMV_ROWS else None
+
+
+def row_bucket(num_rows: int) -> int | None:
+    """The smallest measured number of rows that is not less; None: too many rows for these kernels.
+
+    >>> row_bucket(3), row_bucket(5), row_bucket(33)
+    (3, 8, None)
+    """
+    return next((bucket for bucket in ROW_BUCKETS if bucket >= num_rows), None)
+
+
+@lru_cache(maxsize=4096)
+def default_config(op: Op, num_rows: int, n: int, k: int) -> SkinnyConfig:
+    """A config that works everywhere and is good on Hopper for the sizes of usual models."""
+    if num_rows > _MAX_GEMV_ROWS:
+        return SkinnyConfig("dot", 32, min(128, max(16, _power_of_two(k))), 4, 4)
+    block_k = min(1024, max(_VECTOR, _power_of_two(k)))
+    num_warps = max(1, min(4, block_k // 256))
+    block_n = 2 if num_rows == 1 and op == "linear" else 4  # the more outputs, the less work on inputs for each
+    if op == "norm_gate_up":
+        block_n //= 2
+    return SkinnyConfig("gemv", block_n, block_k, num_warps, min(2, -(-k // block_k)))
+
+
+def table_name(device_name: str) -> str:
+    """The file of a device's table.
+
+    >>> table_name("NVIDIA H200")
+    'nvidia_h200.json'
+    """
+    return re.sub(r"[^a-z0-9]+", "_", device_name.lower()).strip("_") + ".json"
+
+
+def parse_table(text: str) -> Table:
+    """The table in a JSON text {"device": ..., "entries": [{"op", "n", "k", "rows", "config", ...}, ...]}, where config
+    is "cublas" or the fields of a SkinnyConfig. What else an entry says (times) is for the reader.
+    """
+    return {
+        (entry["op"], entry["n"], entry["k"], entry["rows"]): _parse_config(entry["config"])
+        for entry in json.loads(text)["entries"]
+    }
+
+
+def _parse_config(config: Any) -> SkinnyConfig | None:
+    return None if config == CUBLAS else SkinnyConfig(**config)
+
+
+@cache
+def _device_table(device_name: str) -> Table:
+    file = resources.files(__package__) / "tuning" / table_name(device_name)
+    return parse_table(file.read_text("utf-8")) if file.is_file() else {}
+
+
+@cache
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _power_of_two(value: int) -> int:
+    """The smallest one that is not less."""
+    return 1 << (value - 1).bit_length()

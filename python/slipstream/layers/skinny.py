@@ -1,0 +1,62 @@
+"""Matrix products on a GPU: our own kernels where they are faster than cuBLAS, which is with few rows."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from slipstream.kernels.activation import silu_and_mul
+from slipstream.kernels.skinny import skinny_linear, skinny_norm_gate_up, skinny_norm_linear
+from slipstream.kernels.skinny_configs import skinny_config
+from slipstream.layers.norm import RMSNorm
+
+
+class SkinnyLinear:
+    """See layers/dense.py, Linear."""
+
+    __slots__ = ("weight",)
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out]."""
+        weight = self.weight
+        if skinny_config("linear", len(x), *weight.shape, weight.device) is not None:
+            return skinny_linear(x, weight)
+        return F.linear(x, weight)
+
+
+class NormedSkinnyLinear:
+    """See NormedPart: a norm and a product, in one kernel where there are few rows."""
+
+    __slots__ = ("_norm", "_weight")
+
+    def __init__(self, norm: RMSNorm, weight: Tensor) -> None:
+        self._norm, self._weight = norm, weight
+
+    def __call__(self, delta: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        weight, norm = self._weight, self._norm
+        if skinny_config("norm_linear", len(residual), *weight.shape, weight.device) is not None:
+            return skinny_norm_linear(delta, residual, norm.weight, norm.eps, weight)
+        x, residual = norm.add(delta, residual)
+        return F.linear(x, weight), residual
+
+
+class NormedSkinnySwiGLU:
+    """See NormedPart and SwiGLU: a norm, gate and up projections and their product in one kernel where there are few
+    rows.
+    """
+
+    __slots__ = ("_down", "_gate_up", "_norm")
+
+    def __init__(self, norm: RMSNorm, gate_up: Tensor, down: Tensor) -> None:
+        self._norm, self._gate_up, self._down = norm, gate_up, SkinnyLinear(down)
+
+    def __call__(self, delta: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        gate_up, norm = self._gate_up, self._norm
+        n, k = gate_up.shape
+        if skinny_config("norm_gate_up", len(residual), n, k, gate_up.device) is not None:
+            x, residual = skinny_norm_gate_up(delta, residual, norm.weight, norm.eps, gate_up)
+        else:
+            x, residual = norm.add(delta, residual)
+            x = silu_and_mul(F.linear(x, gate_up))
+        return self._down(x), residual

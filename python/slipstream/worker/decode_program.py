@@ -1,0 +1,113 @@
+"""One decode step for a fixed number of slots and drafts: device work only, so that a CUDA graph can hold it."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from slipstream.attention.base import DeviceRows
+from slipstream.kernels.draw import draw_tokens
+from slipstream.kernels.rows import decode_rows
+from slipstream.kernels.verify_chain import verify_chain
+from slipstream.layers.upload import upload_into
+from slipstream.worker.device_parts import DeviceParts
+
+
+class DecodeProgram:
+    """A step of `batch` slots with `depth` drafts each, so M = depth + 1 rows; `extends`: the draft runs over them.
+
+    load() says which slots, run() launches everything, and then `results`, int32 [batch, M + 2], holds for each slot
+    the number of its tokens, whether all is finite, and the tokens. Slots that are not given are the dummy.
+    """
+
+    def __init__(self, parts: DeviceParts, batch: int, depth: int, extends: bool) -> None:
+        self.parts, self.batch, self.depth, self.extends = parts, batch, depth, extends
+        device, width = parts.device, depth + 1
+        self._loaded_slots, self._loaded_most = [parts.state.dummy_slot] * batch, [0] * batch
+        self._slots = torch.tensor(self._loaded_slots, dtype=torch.int64, device=device)
+        self._max_accepted = torch.tensor(self._loaded_most, dtype=torch.int32, device=device)
+        self.results = torch.zeros(batch, width + 2, dtype=torch.int32, device=device)
+        positions, kv_rows = (torch.zeros(batch * width, dtype=torch.int64, device=device) for _ in range(2))
+        self._rows = DeviceRows(
+            page_tables=parts.state.page_tables,
+            positions=positions,
+            kv_rows=kv_rows,
+            block_slots=self._slots,
+            block_starts=torch.arange(0, batch * width, width, dtype=torch.int32, device=device),
+            block_sizes=torch.full((batch,), width, dtype=torch.int32, device=device),
+            rows_per_block=width,
+            max_kv_len=parts.max_kv_len,
+        )
+        self._level_starts = torch.arange(batch, dtype=torch.int32, device=device)
+        self._level_sizes = torch.ones(batch, dtype=torch.int32, device=device)
+        self._first_rows = torch.arange(0, batch * width, width, dtype=torch.int64, device=device)
+
+    def load(self, slots: list[int], max_accepted: list[int]) -> None:
+        """Up to `batch` slots, and how many drafts of each may be accepted. Copies only what has changed."""
+        rest = self.batch - len(slots)
+        slots = slots + [self.parts.state.dummy_slot] * rest
+        max_accepted = max_accepted + [0] * rest
+        if slots != self._loaded_slots:
+            upload_into(self._slots, slots)
+            self._loaded_slots = slots
+        if max_accepted != self._loaded_most:
+            upload_into(self._max_accepted, max_accepted)
+            self._loaded_most = max_accepted
+
+    def run(self) -> None:
+        """Draft, forward, draw, verify, commit, extend the draft."""
+        parts, state = self.parts, self.parts.state
+        rows, width = self._rows, self.depth + 1
+        decode_rows(
+            self._slots, state.committed_len, state.page_tables, width, state.page_size, rows.positions, rows.kv_rows
+        )
+        bonus = state.bonus.index_select(0, self._slots)
+        drafts = bonus.new_zeros(self.batch, 0)
+        if self.depth:
+            assert parts.chain is not None
+            drafts = parts.chain.draft(self._slots, self._levels(), self.depth)
+        token_ids = torch.cat((bonus.unsqueeze(1), drafts), 1).view(-1) if self.depth else bonus
+        parts.attention.plan_rows(rows)
+        hidden = parts.model.forward(parts.model.embed(token_ids), rows.positions, parts.attention)
+        logits = parts.model.compute_logits(hidden, widen=False)
+        row_slots = self._slots.unsqueeze(1).expand(-1, width).contiguous().view(-1)
+        drawn, is_finite = draw_tokens(logits, row_slots, rows.positions + 1, parts.tables)
+        results, successors = verify_chain(
+            drawn.view(self.batch, width),
+            is_finite.view(self.batch, width),
+            drafts,
+            self._slots,
+            self._max_accepted,
+            parts.simulated_length if self.depth else None,
+            parts.tables.keys,
+            state.committed_len,
+            state.bonus,
+            state.dummy_slot,
+        )
+        self.results.copy_(results)
+        if self.extends:
+            assert parts.chain is not None
+            last_rows = self._first_rows + (results[:, 0] - 1)
+            parts.chain.extend(rows, successors.view(-1), hidden, self._slots, last_rows)
+
+    def _levels(self) -> DeviceRows:
+        """The rows of each level of drafts: one for each slot."""
+        shape = (self.batch, self.depth + 1)
+        positions, kv_rows = (each.view(shape).t().contiguous() for each in (self._rows.positions, self._rows.kv_rows))
+        return replace(
+            self._rows,
+            positions=positions,
+            kv_rows=kv_rows,
+            block_starts=self._level_starts,
+            block_sizes=self._level_sizes,
+            rows_per_block=1,
+        )
+
+
+def token_ids_of(results: Tensor) -> list[tuple[list[int], bool]]:
+    """For each slot its tokens, and whether all was finite, from results on the host.
+
+    >>> token_ids_of(torch.tensor([[2, 1, 7, 8, 9], [1, 0, 4, 4, 4]], dtype=torch.int32))
+    [([7, 8], True), ([4], False)]
+    """
+    return [(row[2 : 2 + row[0]], bool(row[1])) for row in results.tolist()]

@@ -1,0 +1,74 @@
+"""Builds the worker that never waits for the device, and captures its graphs."""
+
+from typing import cast
+
+from slipstream.attention.base import DeviceAttention
+from slipstream.config.processes import WorkerConfig, WorkerDrafts
+from slipstream.speculative.autoregressive import AutoRegressiveSpeculator
+from slipstream.speculative.device_chain import DeviceChain
+from slipstream.weights.load import ReportProgress
+from slipstream.worker.device_parts import DeviceParts
+from slipstream.worker.device_worker import DeviceWorker
+from slipstream.worker.step_graphs import StepGraphs, batch_buckets, prefill_buckets
+from slipstream.worker.worker import WorkerParts
+
+
+def host_reads(parts: WorkerParts, drafts: WorkerDrafts | None) -> str | None:
+    """What of this worker only works with a look at the device in the middle of a step; None: nothing."""
+    if not hasattr(parts.attention, "plan_rows"):
+        return "the attention backend plans on the host"
+    if parts.model.reads_on_host:
+        return "the model's experts are chosen on the host"
+    if drafts is None or parts.speculation is None:
+        return None
+    speculator = parts.speculation.speculator
+    if not isinstance(speculator, AutoRegressiveSpeculator):
+        return f"{drafts.algorithm} drafts on the host"
+    if not drafts.shape.is_chain:
+        return "trees of drafts are built on the host"
+    if drafts.rejection_sampling:
+        return "rejection sampling is decided on the host"
+    if drafts.simulated_pattern:
+        return "a pattern of simulated acceptance is kept on the host"
+    if speculator.model.reads_on_host or not hasattr(speculator.attention, "plan_rows"):
+        return "the draft's experts or its attention are planned on the host"
+    return None
+
+
+def make_device_worker(parts: WorkerParts, config: WorkerConfig, progress: ReportProgress) -> DeviceWorker:
+    """`parts` without host_reads()."""
+    tables = parts.sampler.tables()
+    chain = None
+    if parts.speculation is not None:
+        speculator = parts.speculation.speculator
+        assert isinstance(speculator, AutoRegressiveSpeculator)
+        chain = DeviceChain(speculator, tables)
+    device_parts = DeviceParts(
+        model=parts.model,
+        attention=cast(DeviceAttention, parts.attention),
+        state=parts.state,
+        tables=tables,
+        chain=chain,
+        simulated_length=config.drafts.simulated_length if config.drafts is not None else None,
+        max_kv_len=parts.state.max_pages * parts.state.page_size,
+    )
+    graphs = StepGraphs(device_parts)
+    if config.cuda_graph_max_bs:
+        graphs.capture(
+            batch_buckets(config.cuda_graph_max_bs),
+            depths_of(config.drafts),
+            prefill_buckets(config.chunked_prefill_size, config.max_running_requests),
+            progress,
+        )
+    return DeviceWorker(parts, device_parts, graphs)
+
+
+def depths_of(drafts: WorkerDrafts | None) -> list[int]:
+    """Numbers of drafts that steps have: all up to the most where they are chosen for each step.
+
+    >>> depths_of(None)
+    [0]
+    """
+    if drafts is None:
+        return [0]
+    return list(range(drafts.shape.depth + 1)) if drafts.adaptive else [0, drafts.shape.depth]

@@ -1,0 +1,157 @@
+"""A worker that never waits for the device between two steps."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from slipstream.messages.to_scheduler import SlotResult, StepResult
+from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
+from slipstream.worker.decode_program import token_ids_of
+from slipstream.worker.device_parts import DeviceParts
+from slipstream.worker.pending import Moment, PendingStep, to_host
+from slipstream.worker.prefill_program import PrefillShape
+from slipstream.worker.step_graphs import StepGraphs
+from slipstream.worker.worker import NOT_FINITE, Worker, WorkerParts
+
+
+class DeviceWorker(Worker):
+    """Launches a step when its plan comes, and says what came of it when the device is done.
+
+    Lengths, tokens and drafts stay on the device; a plan does not depend on them. A step that somebody on the host has
+    a say in (penalties, logprobs, images, trees of drafts) waits for those before it and is executed as Worker does.
+    """
+
+    def __init__(self, parts: WorkerParts, device_parts: DeviceParts, graphs: StepGraphs) -> None:
+        super().__init__(parts)
+        self._device_parts, self._graphs = device_parts, graphs
+        self._pending: deque[PendingStep] = deque()
+        self._prompt_ids: dict[int, list[int]] = {}  # known tokens, by slot
+        self._generations: dict[int, int] = {}  # how many requests a slot has had
+        self._scored: set[int] = set()  # slots that want logprobs
+        self._speculator_is_behind = False  # steps have run that it has not heard of
+
+    @property
+    def num_pending(self) -> int:
+        return len(self._pending)
+
+    def submit(self, plan: Plan) -> None:
+        """Launch one plan; plans come in stream order."""
+        started, begun = time.perf_counter(), Moment(self._device_parts.device)
+        with torch.inference_mode():
+            self._admit(plan)
+            if self._takes(plan):
+                self._pending.append(self._launch(plan, begun))
+                return
+            self._wait_for_all()
+            self._tell_speculator()
+            self._done.append(self._execute(plan, started))
+
+    def finished(self) -> list[StepResult]:
+        while self._pending and self._pending[0].is_done:
+            self._done.append(self._collect(self._pending.popleft()))
+        return super().finished()
+
+    def step(self, plan: Plan) -> StepResult:
+        """Execute one plan, and wait for its result."""
+        self.submit(plan)
+        self._wait_for_all()
+        return self._done.pop()
+
+    def _wait_for_all(self) -> None:
+        while self._pending:
+            pending = self._pending.popleft()
+            pending.ended.wait()
+            self._done.append(self._collect(pending))
+
+    def _takes(self, plan: Plan) -> bool:
+        """Whether the host has no say in what the plan's rows become."""
+        if self._images is not None and self._images.in_use:
+            return False
+        if self._speculation is not None and self._device_parts.chain is None:
+            return False
+        slots = [*plan.decode, *(chunk.slot for chunk in plan.chunks)]
+        return self._scored.isdisjoint(slots) and self._sampler.is_plain(slots)
+
+    def _admit(self, plan: Plan) -> None:
+        for slot in plan.release:
+            self._prompt_ids.pop(slot, None)
+            self._scored.discard(slot)
+        super()._admit(plan)
+
+    def _add(self, new: NewRequest) -> None:
+        self._generations[new.slot] = self._generations.get(new.slot, 0) + 1
+        self._prompt_ids[new.slot] = new.token_ids
+        if new.sampling.top_logprobs is not None or new.sampling.prompt_logprobs_from is not None:
+            self._scored.add(new.slot)
+        super()._add(new)
+
+    def _launch(self, plan: Plan, begun: Moment) -> PendingStep:
+        chunks = [chunk for chunk in plan.chunks if chunk.slot not in self._errors]
+        decode = [slot for slot in plan.decode if slot not in self._errors]
+        generations = {slot: self._generations[slot] for slot in (*decode, *(chunk.slot for chunk in chunks))}
+        chunk_results = self._launch_chunks(chunks) if chunks else None
+        num_drafts = [plan.draft_depths.get(slot, 0) if self._follows(slot) else 0 for slot in decode]
+        decode_results = self._launch_decode(decode, num_drafts) if decode else None
+        self._speculator_is_behind = True
+        ended = Moment(self._device_parts.device)
+        return PendingStep(plan, begun, ended, generations, decode, num_drafts, decode_results, chunks, chunk_results)
+
+    def _launch_chunks(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+        for chunk in chunks:
+            assert chunk.start == self._state.committed_len_cpu[chunk.slot], f"{chunk} does not continue its slot"
+            self._state.committed_len_cpu[chunk.slot] = chunk.start + chunk.length
+        extends = any(self._follows(chunk.slot) for chunk in chunks)
+        program, replay = self._graphs.prefill(PrefillShape.of(chunks), extends)
+        program.load(chunks, self._prompt_ids)
+        if replay is None:
+            program.plan_on_host(chunks)
+        (replay or program.run)()
+        return to_host(program.results)
+
+    def _launch_decode(self, slots: list[int], num_drafts: list[int]) -> Tensor:
+        extends = any(self._follows(slot) for slot in slots)
+        program, run = self._graphs.decode(len(slots), max(num_drafts), extends)
+        most = [min(count, self._verifier.cap(slot)) for slot, count in zip(slots, num_drafts, strict=True)]
+        program.load(slots, most)
+        run()
+        return to_host(program.results)
+
+    def _follows(self, slot: int) -> bool:
+        return self._speculation is not None and self._speculation.follows(slot)
+
+    def _tell_speculator(self) -> None:
+        """What the programs have done for the slots that it follows."""
+        if self._speculation is not None and self._speculator_is_behind:
+            self._speculation.assume_complete()
+        self._speculator_is_behind = False
+
+    def _collect(self, pending: PendingStep) -> StepResult:
+        """Take in what a step that is done has brought."""
+        found: dict[int, SlotResult] = {}
+        if pending.chunk_results is not None:
+            rows = pending.chunk_results.tolist()
+            for chunk, (count, is_finite, token_id) in zip(pending.chunks, rows, strict=False):
+                found[chunk.slot] = self._slot_result(pending, chunk.slot, [token_id] * count, bool(is_finite), 0)
+        if pending.decode_results is not None:
+            drawn = token_ids_of(pending.decode_results)
+            for slot, count, (token_ids, is_finite) in zip(pending.decode, pending.num_drafts, drawn, strict=False):
+                if pending.generations[slot] == self._generations[slot]:
+                    self._state.committed_len_cpu[slot] += len(token_ids)
+                found[slot] = self._slot_result(pending, slot, token_ids, is_finite, count)
+        plan = pending.plan
+        slots = [*plan.decode, *(chunk.slot for chunk in plan.chunks)]
+        results = [found.get(slot) or self._result(slot, None) for slot in slots]
+        return StepResult(plan.step, results, pending.ended.seconds_since(pending.begun))
+
+    def _slot_result(
+        self, pending: PendingStep, slot: int, token_ids: list[int], is_finite: bool, num_drafts: int
+    ) -> SlotResult:
+        """A request that cannot go on fails alone, if it has the slot still."""
+        if is_finite:
+            return SlotResult(slot, token_ids, num_drafts=num_drafts)
+        if pending.generations[slot] == self._generations[slot] and slot in self._requests:
+            self._errors[slot] = NOT_FINITE
+        return SlotResult(slot, [], error=NOT_FINITE)

@@ -1,0 +1,68 @@
+"""A step that the device may still be working on."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slipstream.messages.to_worker import Plan, PrefillChunk
+
+
+class Moment:
+    """A point in the stream of the device's work."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Now: after all that has been launched."""
+        self._event: torch.cuda.Event | None = None
+        self._time_s = 0.0
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record()
+        else:
+            self._time_s = time.perf_counter()
+
+    @property
+    def is_past(self) -> bool:
+        """Whether the device has come so far."""
+        return self._event is None or self._event.query()
+
+    def wait(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
+
+    def seconds_since(self, earlier: "Moment") -> float:
+        """Of two moments that are past."""
+        if self._event is None or earlier._event is None:
+            return self._time_s - earlier._time_s
+        return earlier._event.elapsed_time(self._event) / 1000
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """What is needed to make a StepResult of it, once it is done. The device fills the results, which are on the host.
+
+    `generations` are those of its slots: a slot may have been given to another request since.
+    """
+
+    plan: Plan
+    begun: Moment
+    ended: Moment
+    generations: dict[int, int]
+    decode: list[int]
+    num_drafts: list[int]  # of each of `decode`
+    decode_results: Tensor | None  # see DecodeProgram.results
+    chunks: list[PrefillChunk]
+    chunk_results: Tensor | None  # see PrefillProgram.results
+
+    @property
+    def is_done(self) -> bool:
+        return self.ended.is_past
+
+
+def to_host(results: Tensor) -> Tensor:
+    """A copy on the host that is filled in the order of the device's work, not before."""
+    if not results.is_cuda:
+        return results.clone()
+    host = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
+    return host.copy_(results, non_blocking=True)

@@ -1,0 +1,182 @@
+"""Chunks of prompts in one forward pass: device work only, for a fixed number of rows where a CUDA graph holds it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slipstream.attention.base import DeviceRows, Layout
+from slipstream.attention.paging import make_layout
+from slipstream.kernels.draw import draw_tokens
+from slipstream.kernels.rows import chunk_rows
+from slipstream.kernels.verify_chain import commit_chunks
+from slipstream.layers.upload import upload_into
+from slipstream.messages.to_worker import PrefillChunk
+from slipstream.worker.batch import last_row_of_each
+from slipstream.worker.device_parts import DeviceParts
+
+BLOCK_ROWS = 16  # rows of a prompt that attend together
+
+
+@dataclass(frozen=True)
+class PrefillShape:
+    """Room for so many rows, requests and blocks of rows."""
+
+    num_rows: int
+    num_requests: int
+
+    @property
+    def num_blocks(self) -> int:
+        """Enough however the rows are divided among the requests.
+
+        >>> PrefillShape(num_rows=64, num_requests=3).num_blocks
+        7
+        """
+        return self.num_rows // BLOCK_ROWS + self.num_requests
+
+    @staticmethod
+    def of(chunks: Sequence[PrefillChunk]) -> "PrefillShape":
+        """Just enough for `chunks`."""
+        return PrefillShape(sum(chunk.length for chunk in chunks), len(chunks))
+
+    def holds(self, other: "PrefillShape") -> bool:
+        return other.num_rows <= self.num_rows and other.num_requests <= self.num_requests
+
+
+class PrefillProgram:
+    """A step over chunks of prompts; `extends`: the draft runs over them too.
+
+    load() says which, run() launches everything, and then `results`, int32 [num_requests, 3], holds for each chunk
+    whether it has drawn a token, whether all is finite, and the token. Rows and requests that are not given are the
+    dummy slot's.
+    """
+
+    def __init__(self, parts: DeviceParts, shape: PrefillShape, extends: bool) -> None:
+        self.parts, self.shape, self.extends = parts, shape, extends
+        device, dummy = parts.device, parts.state.dummy_slot
+        self._of_rows = torch.zeros(4, shape.num_rows + 1, dtype=torch.int64, device=device)
+        self._of_requests = torch.zeros(5, shape.num_requests, dtype=torch.int64, device=device)
+        self._of_blocks = torch.zeros(3, shape.num_blocks, dtype=torch.int32, device=device)
+        self._of_rows[2].fill_(dummy)
+        self._of_requests[0].fill_(dummy)
+        self._of_requests[4].fill_(shape.num_rows)
+        self._layout: Layout | None = None
+        self.results = torch.zeros(shape.num_requests, 3, dtype=torch.int32, device=device)
+
+    def load(self, chunks: Sequence[PrefillChunk], prompts: Mapping[int, Sequence[int]]) -> None:
+        """`prompts`: the known tokens of each slot."""
+        shape, dummy = self.shape, self.parts.state.dummy_slot
+        token_ids: list[int] = []
+        positions: list[int] = []
+        row_slots: list[int] = []
+        successors: list[int] = []
+        for chunk in chunks:
+            end = chunk.start + chunk.length
+            prompt = prompts[chunk.slot]
+            token_ids += prompt[chunk.start : end]
+            positions += range(chunk.start, end)
+            row_slots += [chunk.slot] * chunk.length
+            successors += prompt[chunk.start + 1 : end + 1]
+            if chunk.last:
+                successors.append(0)  # the token that will be drawn
+        rest = shape.num_rows + 1 - len(token_ids)
+        zeros = [0] * rest
+        upload_into(
+            self._of_rows, [token_ids + zeros, positions + zeros, row_slots + [dummy] * rest, successors + zeros]
+        )
+        last_rows = last_row_of_each(0, chunks)
+        samples = [int(chunk.last) for chunk in chunks]
+        ends = [chunk.start + chunk.length for chunk in chunks]
+        drawn_rows = [row if chunk.last else shape.num_rows for chunk, row in zip(chunks, last_rows, strict=True)]
+        rest = shape.num_requests - len(chunks)
+        zeros = [0] * rest
+        upload_into(
+            self._of_requests,
+            [
+                [chunk.slot for chunk in chunks] + [dummy] * rest,
+                last_rows + zeros,
+                ends + zeros,
+                samples + zeros,
+                drawn_rows + [shape.num_rows] * rest,
+            ],
+        )
+        upload_into(self._of_blocks, blocks_of(chunks, shape.num_blocks))
+
+    def plan_on_host(self, chunks: Sequence[PrefillChunk]) -> None:
+        """Let the attention backend know all lengths, for its kernels for long chunks; the program is then to run for
+        these chunks only.
+        """
+        state = self.parts.state
+        starts, lengths = [chunk.start for chunk in chunks], [chunk.length for chunk in chunks]
+        slots = [chunk.slot for chunk in chunks]
+        self._layout, _ = make_layout(state.page_tables, state.page_size, slots, starts, lengths, 0)
+
+    def run(self) -> None:
+        """Forward, draw, commit, extend the draft."""
+        parts, state, num_rows = self.parts, self.parts.state, self.shape.num_rows
+        token_ids, positions, row_slots = (each[:num_rows] for each in self._of_rows[:3])
+        slots, last_rows, ends, samples, drawn_rows = self._of_requests
+        rows = self._rows(positions, row_slots) if self._layout is None else None
+        if rows is not None:
+            parts.attention.plan_rows(rows)
+        else:
+            assert self._layout is not None
+            parts.attention.plan(self._layout)
+        hidden = parts.model.forward(parts.model.embed(token_ids), positions, parts.attention)
+        logits = parts.model.compute_logits(hidden.index_select(0, last_rows), widen=False)
+        drawn, is_finite = draw_tokens(logits, slots, ends, parts.tables)
+        results = commit_chunks(
+            drawn, is_finite, slots, ends, samples != 0, state.committed_len, state.bonus, state.dummy_slot
+        )
+        self.results.copy_(results)
+        if self.extends:
+            self._extend(rows, positions, self._of_rows[3].index_copy(0, drawn_rows, drawn), hidden, slots, last_rows)
+
+    def _extend(
+        self,
+        rows: DeviceRows | None,
+        positions: Tensor,
+        successors: Tensor,
+        hidden: Tensor,
+        slots: Tensor,
+        last_rows: Tensor,
+    ) -> None:
+        chain = self.parts.chain
+        assert chain is not None
+        successors = successors[: self.shape.num_rows]
+        if rows is not None:
+            chain.extend(rows, successors, hidden, slots, last_rows)
+        else:
+            assert self._layout is not None
+            chain.attention.plan(self._layout)
+            chain.extend_planned(positions, successors, hidden, slots, last_rows)
+
+    def _rows(self, positions: Tensor, row_slots: Tensor) -> DeviceRows:
+        state = self.parts.state
+        return DeviceRows(
+            page_tables=state.page_tables,
+            positions=positions,
+            kv_rows=chunk_rows(row_slots, positions, state.page_tables, state.page_size),
+            block_slots=self._of_blocks[0],
+            block_starts=self._of_blocks[1],
+            block_sizes=self._of_blocks[2],
+            rows_per_block=BLOCK_ROWS,
+            max_kv_len=self.parts.max_kv_len,
+        )
+
+
+def blocks_of(chunks: Sequence[PrefillChunk], num_blocks: int) -> list[list[int]]:
+    """Slot, first row and number of rows of each block; empty blocks at the end.
+
+    >>> blocks_of([PrefillChunk(5, 0, 20, True), PrefillChunk(3, 8, 2, False)], 4)
+    [[5, 5, 3, 0], [0, 16, 20, 0], [16, 4, 2, 0]]
+    """
+    blocks: list[tuple[int, int, int]] = []
+    begin = 0
+    for chunk in chunks:
+        for first in range(0, chunk.length, BLOCK_ROWS):
+            blocks.append((chunk.slot, begin + first, min(BLOCK_ROWS, chunk.length - first)))
+        begin += chunk.length
+    blocks += [(0, 0, 0)] * (num_blocks - len(blocks))
+    return [list(each) for each in zip(*blocks, strict=True)]

@@ -1,0 +1,168 @@
+"""The CUDA graphs of a worker: which steps have one, how they are captured, and which graph a step takes."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from slipstream.errors import SlipstreamError
+from slipstream.log import get_logger
+from slipstream.worker.decode_program import DecodeProgram
+from slipstream.worker.device_parts import DeviceParts
+from slipstream.worker.prefill_program import PrefillProgram, PrefillShape
+
+logger = get_logger(__name__)
+
+_SMALL_BATCHES = (1, 2, 3, 4, 6, 8)
+_PREFILL_ROWS = (32, 64, 128, 256, 512, 1024)
+_MAX_PREFILL_REQUESTS = 64
+
+
+class Program(Protocol):
+    """Device work on fixed buffers."""
+
+    def run(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class DecodeKey:
+    """See DecodeProgram."""
+
+    batch: int
+    depth: int
+    extends: bool
+
+
+@dataclass(frozen=True)
+class PrefillKey:
+    """See PrefillProgram."""
+
+    shape: PrefillShape
+    extends: bool
+
+
+def batch_buckets(most: int) -> list[int]:
+    """Sizes of batches that have a graph; a batch between two of them takes the larger one.
+
+    >>> batch_buckets(40)
+    [1, 2, 3, 4, 6, 8, 16, 24, 32, 40]
+    >>> batch_buckets(256)[-5:]
+    [128, 160, 192, 224, 256]
+    """
+    sizes = [*_SMALL_BATCHES, *range(16, 64, 8), *range(64, 128, 16), *range(128, most + 1, 32)]
+    return sorted({size for size in sizes if size < most} | {most}) if most else []
+
+
+def prefill_buckets(most_rows: int, most_requests: int) -> list[PrefillShape]:
+    """Shapes of prefill steps that have a graph.
+
+    >>> [shape.num_rows for shape in prefill_buckets(512, 8)]
+    [32, 64, 128, 256, 512]
+    """
+    requests = min(_MAX_PREFILL_REQUESTS, most_requests)
+    return [PrefillShape(rows, min(rows, requests)) for rows in _PREFILL_ROWS if rows <= most_rows]
+
+
+class StepGraphs:
+    """Programs with their graphs, in one pool of memory: they run one after the other."""
+
+    def __init__(self, parts: DeviceParts) -> None:
+        self._parts = parts
+        self._decode: dict[DecodeKey, tuple[DecodeProgram, Any]] = {}
+        self._prefill: dict[PrefillKey, tuple[PrefillProgram, Any]] = {}
+        self._batches: list[int] = []
+        self._depths: list[int] = []
+        self._shapes: list[PrefillShape] = []
+
+    @torch.inference_mode()
+    def capture(
+        self,
+        batches: Sequence[int],
+        depths: Sequence[int],
+        shapes: Sequence[PrefillShape],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """One graph for each combination. `depths` are the numbers of drafts, 0 among them. The largest come first:
+        what they needed is enough for the others. Raises SlipstreamError that names the step which failed.
+        """
+        started = time.perf_counter()
+        self._batches, self._depths, self._shapes = sorted(batches), sorted(depths), list(shapes)
+        decode_keys = list(decode_keys_of(batches, depths, has_chain=self._parts.chain is not None))
+        chains = [False] if self._parts.chain is None else [False, True]
+        prefill_keys = [PrefillKey(shape, extends) for shape in reversed(shapes) for extends in chains]
+        total, pool = len(decode_keys) + len(prefill_keys), torch.cuda.graph_pool_handle()
+        before = torch.cuda.memory_reserved()
+        for done, key in enumerate(prefill_keys):
+            prefill = PrefillProgram(self._parts, key.shape, key.extends)
+            self._prefill[key] = prefill, _capture(prefill, pool, str(key))
+            progress(done + 1, total)
+        for done, decode_key in enumerate(decode_keys, start=len(prefill_keys)):
+            decode = DecodeProgram(self._parts, decode_key.batch, decode_key.depth, decode_key.extends)
+            self._decode[decode_key] = decode, _capture(decode, pool, str(decode_key))
+            progress(done + 1, total)
+        grown = (torch.cuda.memory_reserved() - before) / 2**30
+        elapsed_s = time.perf_counter() - started
+        logger.info("captured %d CUDA graphs in %.1f s, with %.2f GiB of memory", total, elapsed_s, grown)
+
+    def decode(self, batch: int, depth: int, extends: bool) -> tuple[DecodeProgram, Callable[[], None]]:
+        """A program for at least so many slots and drafts, and what runs it."""
+        size = next((each for each in self._batches if each >= batch), None)
+        drafts = next((each for each in self._depths if each >= depth), None)
+        if size is not None and drafts is not None:
+            program, graph = self._decode[DecodeKey(size, drafts, extends or drafts > 0)]
+            return program, graph.replay
+        fresh = DecodeProgram(self._parts, batch, depth, extends)
+        return fresh, fresh.run
+
+    def prefill(self, shape: PrefillShape, extends: bool) -> tuple[PrefillProgram, Callable[[], None] | None]:
+        """A program for at least that shape, and what runs it; None: it has no graph, and run() may be planned on the
+        host.
+        """
+        found = next((each for each in self._shapes if each.holds(shape)), None)
+        if found is None:
+            return PrefillProgram(self._parts, shape, extends), None
+        program, graph = self._prefill[PrefillKey(found, extends)]
+        return program, graph.replay
+
+
+def decode_keys_of(batches: Iterable[int], depths: Iterable[int], *, has_chain: bool) -> list[DecodeKey]:
+    """The largest first. Where nobody has drafts the draft may still have to follow, or not.
+
+    >>> decode_keys_of([1, 2], [0, 3], has_chain=True)[:3]  # doctest: +NORMALIZE_WHITESPACE
+    [DecodeKey(batch=2, depth=3, extends=True), DecodeKey(batch=2, depth=0, extends=True),
+     DecodeKey(batch=2, depth=0, extends=False)]
+    """
+    keys = []
+    for batch in sorted(batches, reverse=True):
+        for depth in sorted(depths, reverse=True):
+            if depth or has_chain:
+                keys.append(DecodeKey(batch, depth, True))
+            if not depth:
+                keys.append(DecodeKey(batch, 0, False))
+    return keys
+
+
+def _capture(program: Program, pool: Any, name: str) -> Any:
+    """Run the program once, which compiles its kernels, and then into a graph."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            program.run()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph, pool=pool):
+            program.run()
+    except torch.cuda.OutOfMemoryError as error:
+        raise SlipstreamError(
+            f"no memory left for the CUDA graph of {name}; lower --mem-fraction-static, --cuda-graph-max-bs or "
+            f"--max-running-requests: {error}"
+        ) from error
+    except RuntimeError as error:
+        raise SlipstreamError(
+            f"the CUDA graph of {name} could not be captured; --disable-cuda-graph does without graphs, "
+            f"--attention-backend torch_native without our attention kernels: {error}"
+        ) from error
+    return graph

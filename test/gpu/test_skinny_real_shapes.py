@@ -1,0 +1,111 @@
+"""Products of few rows in bf16 and the shapes of real models, against float64 and torch's own operations."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slipstream.kernels.skinny import skinny_linear, skinny_norm_gate_up, skinny_norm_linear
+from slipstream.kernels.skinny_configs import SkinnyConfig, default_config
+
+pytestmark = pytest.mark.gpu
+
+EPS = 1e-5
+SHAPES = [(4096, 4096), (28672, 4096), (4096, 14336), (1002, 5120), (334, 4100), (64, 192)]
+ROWS = [1, 2, 3, 4, 5, 8, 16, 17, 32]
+GEMV = SkinnyConfig("gemv", 4, 1024, 2, 3, prefetch=True)
+DOT = SkinnyConfig("dot", 64, 128, 4, 4, split_k=4, prefetch=True)
+NARROW_DOT = SkinnyConfig("dot", 16, 256, 2, 3)
+
+
+def normal(*shape: int, size: float = 1.0, seed: int = 0) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.empty(*shape, dtype=torch.bfloat16, device="cuda").normal_(0, size, generator=generator)
+
+
+class Inputs:
+    def __init__(self, rows: int, n: int, k: int) -> None:
+        self.delta, self.residual = normal(rows, k), normal(rows, k, seed=1)
+        self.weight = normal(n, k, size=k**-0.5, seed=2)
+        self.norm_weight = (1 + 0.1 * normal(k, seed=3)).float()
+        torch.cuda.synchronize()  # kernels read weights before those in front of them have finished
+
+    def by_torch(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The three products, every operation rounded to `dtype`; h is rounded to bf16 always."""
+        h, weight = (self.residual + self.delta).to(dtype), self.weight.to(dtype)
+        y = F.linear(F.rms_norm(h, h.shape[1:], self.norm_weight.to(dtype), EPS), weight)
+        gate, up = y.chunk(2, -1)
+        return F.linear(self.residual.to(dtype), weight), y, F.silu(gate) * up
+
+    def by_kernels(self, config: SkinnyConfig | None, rows: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+        delta, residual = self.delta[rows], self.residual[rows]
+        y, h = skinny_norm_linear(delta, residual, self.norm_weight, EPS, self.weight, config)
+        gated, other_h = skinny_norm_gate_up(delta, residual, self.norm_weight, EPS, self.weight, config)
+        assert torch.equal(h, residual + delta) and torch.equal(other_h, h)
+        return skinny_linear(residual, self.weight, config), y, gated
+
+
+def error(values: Tensor, exact: Tensor) -> float:
+    return float((values.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_error_is_at_most_twice_that_of_torch(rows: int, n: int, k: int) -> None:
+    inputs = Inputs(rows, n, k)
+    exact, own = inputs.by_torch(torch.float64), inputs.by_torch(torch.bfloat16)
+    for config in (None, DOT, NARROW_DOT, *([GEMV] if rows <= 4 else [])):
+        for got, want, torchs in zip(inputs.by_kernels(config), exact, own, strict=True):
+            assert error(got, want) <= 2 * error(torchs, want), config
+
+
+@pytest.mark.parametrize(
+    ("config", "most_rows"), [(default_config("linear", 4, 4096, 4096), 4), (GEMV, 4), (DOT, 8), (NARROW_DOT, 8)]
+)
+@pytest.mark.parametrize(("n", "k"), [(4096, 4096), (1002, 5120)])
+def test_a_row_has_the_same_bits_whatever_stands_beside_it(
+    config: SkinnyConfig, most_rows: int, n: int, k: int
+) -> None:
+    inputs = Inputs(most_rows, n, k)
+    together = inputs.by_kernels(config)
+    for count in range(1, most_rows):
+        for alone, all_rows in zip(inputs.by_kernels(config, slice(count)), together, strict=True):
+            assert torch.equal(alone, all_rows[:count]), f"{count} of {most_rows} rows"
+
+
+@pytest.mark.parametrize("rows", [16, 32])
+def test_shares_of_columns_are_added_in_one_order(rows: int) -> None:
+    inputs = Inputs(rows, 4096, 4096)
+    first = inputs.by_kernels(DOT)
+    for _ in range(50):
+        assert all(map(torch.equal, inputs.by_kernels(DOT), first))
+
+
+def chain(inputs: Inputs, down: Tensor, config: SkinnyConfig) -> Callable[[], Tensor]:
+    """Layers whose kernels each read what the one before wrote, and may start before it has finished."""
+
+    def run() -> Tensor:
+        delta, residual = inputs.delta, inputs.residual
+        for _ in range(8):
+            gated, residual = skinny_norm_gate_up(delta, residual, inputs.norm_weight, EPS, inputs.weight, config)
+            delta = skinny_linear(gated, down, config)
+        return skinny_norm_linear(delta, residual, inputs.norm_weight, EPS, inputs.weight, config)[0]
+
+    return run
+
+
+@pytest.mark.parametrize(("rows", "config"), [(1, GEMV), (4, GEMV), (4, DOT), (16, DOT)])
+def test_a_graph_of_overlapping_kernels_gives_the_bits_of_single_launches(rows: int, config: SkinnyConfig) -> None:
+    inputs = Inputs(rows, 8192, 4096)
+    run = chain(inputs, normal(4096, 4096, size=4096**-0.5, seed=4), config)
+    want = run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run()
+    for _ in range(20):
+        got.zero_()
+        graph.replay()
+        assert torch.equal(got, want)

@@ -1,0 +1,93 @@
+"""How a config is found: exact entry, bucket of rows, default, cuBLAS."""
+
+import json
+from importlib import resources
+from typing import get_args
+
+import pytest
+import torch
+
+from slipstream.kernels.skinny_configs import (
+    ROW_BUCKETS,
+    Op,
+    SkinnyConfig,
+    choose_config,
+    default_config,
+    parse_table,
+    skinny_config,
+    table_name,
+)
+
+GEMV = {"kind": "gemv", "block_n": 2, "block_k": 1024, "num_warps": 4, "num_stages": 3}
+DOT = {"kind": "dot", "block_n": 64, "block_k": 128, "num_warps": 4, "num_stages": 4, "split_k": 2, "prefetch": True}
+
+
+def entry(rows: int, config: object, n: int = 64) -> dict[str, object]:
+    return {"op": "linear", "n": n, "k": 32, "rows": rows, "config": config, "us": 1.5}
+
+
+TABLE = parse_table(json.dumps({"entries": [entry(1, GEMV), entry(2, "cublas"), entry(8, DOT), entry(16, "cublas")]}))
+
+
+@pytest.mark.parametrize(("rows", "config"), [(1, GEMV), (5, DOT), (8, DOT)])
+def test_an_entry_serves_the_rows_up_to_its_own(rows: int, config: dict[str, object]) -> None:
+    assert choose_config(TABLE, "linear", rows, 64, 32) == SkinnyConfig(**config)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [2, 9, 16, 17, 32, 33, 1000])
+def test_cublas_by_entry_or_without_one_above_four_rows(rows: int) -> None:
+    assert choose_config(TABLE, "linear", rows, 64, 32) is None
+
+
+@pytest.mark.parametrize("rows", [3, 4])
+def test_up_to_four_rows_without_an_entry_take_the_default(rows: int) -> None:
+    assert choose_config(TABLE, "linear", rows, 64, 32) == default_config("linear", rows, 64, 32)
+
+
+def test_another_operation_or_shape_is_another_entry() -> None:
+    assert choose_config(TABLE, "norm_linear", 2, 64, 32) == default_config("norm_linear", 2, 64, 32)
+    assert choose_config(TABLE, "linear", 8, 128, 32) is None
+    assert choose_config(TABLE, "linear", 8, 64, 16) is None
+
+
+@pytest.mark.parametrize("op", get_args(Op))
+@pytest.mark.parametrize("k", [1, 33, 192, 512, 4096, 5120, 14336, 32768])
+def test_defaults_keep_to_the_kernels_limits(op: Op, k: int) -> None:
+    for rows in range(1, 33):
+        config = default_config(op, rows, 4096, k)
+        assert config.kind == ("gemv" if rows <= 4 else "dot")
+        assert config.num_warps <= 8 and config.block_n * config.block_k <= 8192
+
+
+def test_a_device_without_a_table_has_defaults() -> None:
+    device = torch.device("cpu")
+    assert skinny_config("linear", 1, 64, 32, device) == default_config("linear", 1, 64, 32)
+    assert skinny_config("linear", 5, 64, 32, device) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"block_n": 3},
+        {"num_warps": 0},
+        {"num_stages": 0},
+        {"split_k": 2},
+        {"block_k": 4},
+        {"kind": "dot", "block_k": 8},
+    ],
+)
+def test_impossible_configs_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="SkinnyConfig"):
+        SkinnyConfig(**GEMV | change)  # type: ignore[arg-type]
+
+
+def test_the_tables_in_the_package() -> None:
+    folder = resources.files("slipstream.kernels") / "tuning"
+    files = [file for file in folder.iterdir() if file.name.endswith(".json")]
+    assert table_name("NVIDIA H200") in {file.name for file in files}
+    for file in files:
+        content = json.loads(file.read_text("utf-8"))
+        assert file.name == table_name(content["device"])
+        table = parse_table(file.read_text("utf-8"))
+        assert len(table) == len(content["entries"]), f"{file.name} has two entries for one case"
+        assert {op for op, *_ in table} <= set(get_args(Op)) and {key[3] for key in table} <= set(ROW_BUCKETS)
