@@ -126,6 +126,7 @@ class Profile:
     """Microseconds of the steps that it is given, and what they spend them on if that is wanted."""
 
     def __init__(self, profile: bool) -> None:
+        settle()
         self._profiler = cProfile.Profile() if profile else None
         self.step_us: list[float] = []
 
@@ -152,6 +153,17 @@ class Load:
     profile: bool
 
 
+def settle() -> None:
+    """As in a process that has just loaded: no garbage of other cases, and collections look at what comes now alone."""
+    gc.collect()
+    gc.freeze()
+
+
+def rid(i: int) -> str:
+    """As long as those that the server makes."""
+    return f"gen-{i:032x}"
+
+
 # ---- scheduler
 
 
@@ -173,8 +185,8 @@ class MadeUpWorker:
         return [self._random.randrange(3, 131072) for _ in range(count)]
 
 
-def scheduler_config(num_tokens: int, page_size: int = 16, adaptive: bool = True) -> SchedulerConfig:
-    drafts = SchedulerDrafts(DraftShape(DEPTH, 1, DEPTH), adaptive=adaptive, successor_depth=1, has_kv=True)
+def scheduler_config(num_tokens: int, page_size: int = 16) -> SchedulerConfig:
+    drafts = SchedulerDrafts(DraftShape(DEPTH, 1, DEPTH), adaptive=True, successor_depth=1, has_kv=True)
     return SchedulerConfig(
         context_length=32768,
         max_running_requests=256,
@@ -191,7 +203,7 @@ def add_requests(num_requests: int, max_new_tokens: int) -> Iterator[AddRequest]
     source = random.Random(SEED)
     for i in range(num_requests):
         prompt = [source.randrange(3, 131072) for _ in range(PROMPT_LEN)]
-        yield AddRequest(f"{i}:gen-{i:032x}", prompt, [SamplingParams(max_new_tokens, i, stop_token_ids=(2,))])
+        yield AddRequest(f"{i}:{rid(i)}", prompt, [SamplingParams(max_new_tokens, i, stop_token_ids=(2,))])
 
 
 class SchedulerBench:
@@ -288,38 +300,48 @@ def token_outputs(ids: Sequence[int], load: Load) -> Iterator[TokenOutputs]:
         for i, place in enumerate(places):
             start = (place + step * load.num_tokens) % (len(ids) - load.num_tokens)
             token_ids = list(ids[start : start + load.num_tokens])
-            outputs.append(TokenOutput(f"gen-{i:032x}", 0, token_ids, PROMPT_LEN, 0, drafts=drafts))
+            outputs.append(TokenOutput(rid(i), 0, token_ids, PROMPT_LEN, 0, drafts=drafts))
         yield TokenOutputs(outputs)
+
+
+class TokenizerBench:
+    """A TokenizerCore between frames, in which every request runs."""
+
+    def __init__(self, path: Path, load: Load, stop: tuple[str, ...]) -> None:
+        config = tokenizer_config(path)
+        tokenizer = load_tokenizer(config)
+        self.ids = text_ids(tokenizer)
+        self.inbox: FrameQueue[ToTokenizer] = FrameQueue(ToTokenizer)
+        self.to_server: FrameQueue[Any] = FrameQueue(ToServer)
+        self._core = make_core(config, tokenizer, FrameQueue(ToScheduler), self.to_server, decoder=None)
+        self._requests: deque[ToTokenizer] = deque()
+        self._long_prompts = LongPrompts(self._core.encode)
+        self.inbox.put(SchedulerReady(32768, 1_000_000, 16, {}))
+        for i in range(load.num_requests):
+            self.inbox.put(Generate(rid(i), TokenPrompt(self.ids[:PROMPT_LEN]), SamplingParams(30_000, i), stop=stop))
+        self.turn()
+        while self._requests:
+            self.turn()
+
+    def turn(self) -> None:
+        tokenizer_process.turn(self._core, self.inbox, self._requests, self._long_prompts)
+
+    def close(self) -> None:
+        self._long_prompts.close()
 
 
 def bench_tokenizer(load: Load) -> Iterator[Figure]:
     for path, name in ((EMBEDDED, "embedded"), (LARGE, "131072")):
-        config = tokenizer_config(path)
-        tokenizer = load_tokenizer(config)
-        ids = text_ids(tokenizer)
         for stop, what in (((), ""), ((STOP,), ", stop string")):
-            inbox: FrameQueue[ToTokenizer] = FrameQueue(ToTokenizer)
-            to_scheduler: FrameQueue[Any] = FrameQueue(ToScheduler)
-            to_server: FrameQueue[Any] = FrameQueue(ToServer)
-            core = make_core(config, tokenizer, to_scheduler, to_server, decoder=None)
-            inbox.put(SchedulerReady(32768, 1_000_000, 16, {}))
-            for i in range(load.num_requests):
-                sampling = SamplingParams(30_000, i)
-                inbox.put(Generate(f"gen-{i:032x}", TokenPrompt(ids[:PROMPT_LEN]), sampling, stop=stop))
-            requests: deque[ToTokenizer] = deque()
-            long_prompts = LongPrompts(core.encode)
-            turn = lambda: tokenizer_process.turn(core, inbox, requests, long_prompts)  # noqa: E731, B023
-            turn()
-            while requests:
-                turn()
+            bench = TokenizerBench(path, load, stop)
             profile = Profile(load.profile)
-            for message in token_outputs(ids, load):
-                inbox.put(message)
-                to_server.frames.clear()
-                profile.time(turn)
-                assert len(to_server.frames) == 1
+            for message in token_outputs(bench.ids, load):
+                bench.inbox.put(message)
+                bench.to_server.frames.clear()
+                profile.time(bench.turn)
+                assert len(bench.to_server.frames) == 1
             profile.show()
-            long_prompts.close()
+            bench.close()
             yield Figure("tokenizer", f"{name}{what}", load.num_requests, profile.step_us)
 
 
@@ -334,7 +356,7 @@ class Consumers:
         self._tasks = [asyncio.create_task(self._read(client, i, takes)) for i in range(num_requests)]
 
     async def _read(self, client: Client, i: int, takes: bool) -> None:
-        request = Generate(f"gen-{i:032x}", TokenPrompt([1]), SamplingParams(30_000, i))
+        request = Generate(rid(i), TokenPrompt([1]), SamplingParams(30_000, i))
         outputs: list[TextOutput] = []
         async with client.generate(request) as generation:
             if takes:
@@ -362,7 +384,7 @@ def text_outputs(load: Load) -> Iterator[TextOutputs]:
         generated = (step + 1) * load.num_tokens
         yield TextOutputs(
             [
-                TextOutput(f"{i}:gen-{i:032x}", 0, " a few words", ids, PROMPT_LEN, 0, generated, drafts=drafts)
+                TextOutput(f"{i}:{rid(i)}", 0, " a few words", ids, PROMPT_LEN, 0, generated, drafts=drafts)
                 for i in range(load.num_requests)
             ]
         )
@@ -376,6 +398,7 @@ async def run_client(load: Load, *, takes: bool) -> list[float]:
     consumers = Consumers(client, load.num_requests, takes=takes)
     await asyncio.sleep(0)
     frames = [codec.encode(message) for message in text_outputs(load)]
+    settle()
     step_us = []
     profiler = cProfile.Profile() if load.profile else None
     for number, frame in enumerate(frames, start=1):
@@ -436,6 +459,7 @@ class LinkBench:
         self._to_scheduler: ZmqOutbox[Any] = ZmqOutbox(context, at.scheduler, ToScheduler)
         self._to_tokenizer: ZmqOutbox[Any] = ZmqOutbox(context, at.tokenizer, ToTokenizer)
         self._worker = MadeUpWorker(load.num_tokens)
+        self._is_ready = False
         self._arrival_s: list[float] = []  # of TextOutputs, from a thread of its own
         threading.Thread(target=self._read_texts, daemon=True).start()
 
@@ -446,7 +470,7 @@ class LinkBench:
         self._wait_until(lambda: self._is_ready)
         for i in range(self._load.num_requests):
             prompt = TokenPrompt([1000 + i] * PROMPT_LEN)
-            self._to_tokenizer.put(Generate(f"gen-{i:032x}", prompt, SamplingParams(30_000, i), ignore_eos=True))
+            self._to_tokenizer.put(Generate(rid(i), prompt, SamplingParams(30_000, i), ignore_eos=True))
         plans: deque[Plan] = deque()
         num_decode = 0
         while num_decode < self._load.num_requests:  # until all decode
@@ -468,8 +492,6 @@ class LinkBench:
             text_us.append((self._arrival_s[0] - started) * 1e6)
             time.sleep(0.003)
         return plan_us, text_us
-
-    _is_ready = False
 
     def _next_plan(self, plans: deque[Plan]) -> Plan:
         if not plans:
@@ -501,7 +523,7 @@ def bench_link(load: Load) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         at = LinkEndpoints(*(f"ipc://{folder}/{name}" for name in ("scheduler", "tokenizer", "worker", "server")))
         children = [
-            spawn.Process(target=_scheduler_main, args=(scheduler_config(load.num_tokens, adaptive=False), at)),
+            spawn.Process(target=_scheduler_main, args=(scheduler_config(load.num_tokens), at)),
             spawn.Process(target=_tokenizer_main, args=(tokenizer_config(LARGE), at)),
         ]
         for child in children:
@@ -564,7 +586,6 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="add the figures to this file of JSON lines")
     arguments = parser.parse_args()
     figures: list[Figure] = []
-    gc.freeze()  # as the processes do
     for part in arguments.parts:
         for num_requests in arguments.requests:
             if part == "prefill" and num_requests == 1:

@@ -120,8 +120,10 @@ def _gemv_grid(case: Case) -> Iterator[SkinnyConfig]:
     paired = 2 if case.shape.op == "norm_gate_up" else 1
     for weight_rows in (2, 4, 8):
         for block_k, num_warps in ((1024, 1), (1024, 2), (1024, 4), (2048, 4)):
-            vectors = weight_rows * block_k // (256 * num_warps)  # 16-byte reads of a thread for a tile
-            if vectors * case.rows <= 32 and vectors <= 16 and block_k <= case.shape.k:
+            row_vectors = block_k // (256 * num_warps)  # 16-byte reads of a thread for a row of a tile
+            vectors = weight_rows * row_vectors
+            few_registers = vectors <= 16 and vectors * case.rows <= 32 and row_vectors * case.rows <= 8
+            if few_registers and block_k <= case.shape.k:
                 yield SkinnyConfig("gemv", weight_rows // paired, block_k, num_warps, 2 if vectors <= 8 else 1)
 
 

@@ -95,14 +95,15 @@ class PageCache:
         if not self._prefix_cache:
             return
         num_pages = min(num_written, len(key) - self._successor_depth) // self.page_size
-        for index in range(len(lease.nodes), num_pages):
-            parent = lease.nodes[-1] if lease.nodes else None
+        num_before = len(lease.nodes)
+        node = lease.nodes[-1] if lease.nodes else None
+        for index in range(num_before, num_pages):
             page = lease.pages[index]
-            node = self._tree.insert(parent, key, index, page, is_valid=(index + 1) * self.page_size <= num_valid)
-            self._tree.lock([node])
+            node = self._tree.insert(node, key, index, page, is_valid=(index + 1) * self.page_size <= num_valid)
             lease.nodes.append(node)
             if node.page == page:
                 lease.private.discard(page)
+        self._tree.lock(lease.nodes[num_before:])
 
     def release(self, lease: PageLease) -> None:
         """Give everything back: shared pages stay cached, private ones become free. The lease is empty afterwards."""

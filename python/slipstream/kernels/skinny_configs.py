@@ -16,7 +16,7 @@ Kind = Literal["gemv", "dot"]
 MAX_ROWS: Final = 32
 ROW_BUCKETS: Final = (1, 2, 3, 4, 8, 16, MAX_ROWS)  # what tables are measured for
 CUBLAS: Final = "cublas"  # the config of an entry where the library was faster
-_MAX_GEMV_ROWS = 4
+MAX_GEMV_ROWS: Final = 4
 _VECTOR = 8  # elements that a thread reads at once: 16 bytes of bf16
 
 
@@ -24,9 +24,9 @@ _VECTOR = 8  # elements that a thread reads at once: 16 bytes of bf16
 class SkinnyConfig:
     """How weights [N, K] are divided among programs. Sizes are powers of two.
 
-    gemv: a program owns block_n outputs and goes through K in tiles of block_k, which lie in registers; best with
-        block_k a multiple of 256 * num_warps. It reads num_stages tiles ahead, the first ones before its inputs are
-        ready.
+    gemv: up to 4 rows. A program owns block_n outputs and goes through K in tiles of block_k, which lie in registers;
+        best with block_k a multiple of 256 * num_warps. It reads num_stages tiles ahead, the first ones before its
+        inputs are ready.
     dot: block_n outputs on the tensor cores, tiles of block_k through shared memory in a pipeline of num_stages;
         `split_k` programs share a row of weights.
     prefetch: whether a program asks the L2 cache, before its inputs are ready, for weights that it will read later:
@@ -79,7 +79,7 @@ def choose_config(table: Table, op: Op, num_rows: int, n: int, k: int) -> Skinny
     key = (op, n, k, bucket)
     if key in table:
         return table[key]
-    return default_config(op, num_rows, n, k) if num_rows <= _MAX_GEMV_ROWS else None
+    return default_config(op, num_rows, n, k) if num_rows <= MAX_GEMV_ROWS else None
 
 
 def row_bucket(num_rows: int) -> int | None:
@@ -94,7 +94,7 @@ def row_bucket(num_rows: int) -> int | None:
 @lru_cache(maxsize=4096)
 def default_config(op: Op, num_rows: int, n: int, k: int) -> SkinnyConfig:
     """A config that works everywhere and is good on Hopper for the sizes of usual models."""
-    if num_rows > _MAX_GEMV_ROWS:
+    if num_rows > MAX_GEMV_ROWS:
         return SkinnyConfig("dot", 32, min(128, max(16, _power_of_two(k))), 4, 4)
     block_k = min(1024, max(_VECTOR, _power_of_two(k)))
     num_warps = max(1, min(4, block_k // 256))

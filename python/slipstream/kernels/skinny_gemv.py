@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from slipstream.kernels.launch import launch_options, let_next_start, wait_for_inputs
-from slipstream.kernels.skinny_configs import SkinnyConfig
+from slipstream.kernels.skinny_configs import MAX_GEMV_ROWS, SkinnyConfig
 from slipstream.kernels.skinny_tiles import load_weights, prefetch_weights, silu_product
 
 
@@ -27,6 +27,7 @@ def launch_gemv(
 ) -> tuple[Tensor, Tensor]:
     """(the product [M, N], or [M, N / 2] of gate and up; h [M, K]): see skinny.py. Without a norm_weight, h is x."""
     num_rows, k = x.shape
+    assert num_rows <= MAX_GEMV_ROWS, f"a gemv of {num_rows} rows: at most {MAX_GEMV_ROWS}"
     outputs = weight.shape[0] // (2 if gate_up else 1)
     y = torch.empty((num_rows, outputs), dtype=x.dtype, device=x.device)
     h = x if delta is None else torch.empty_like(x)
@@ -160,12 +161,25 @@ def _store_outputs(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
 ):
     """The sums added up, divided by the root mean square of h, gated, and rounded once."""
-    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    for m in tl.static_range(M):
-        total = tl.sum(sums[m], 1)
-        if NORM:
-            total *= tl.rsqrt(tl.sum(squares[m], 1) / K + eps)
-        if GATE_UP:
-            gate, up = tl.split(tl.reshape(total, (BLOCK_N, 2)))
-            total = silu_product(gate, up)
-        tl.store(y + m * OUTPUTS + n, total.to(y.dtype.element_ty), n < OUTPUTS)
+    total = _sum_columns(sums, M)
+    if NORM:
+        total *= tl.rsqrt(_sum_columns(squares, M) / K + eps)
+    if GATE_UP:
+        gate, up = tl.split(tl.permute(tl.reshape(total, (BLOCK_N, 2, total.shape[1])), (0, 2, 1)))
+        total = silu_product(gate, up)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    m = tl.arange(0, total.shape[1])[None, :]
+    tl.store(y + m * OUTPUTS + n, total.to(y.dtype.element_ty), (n < OUTPUTS) & (m < M))
+
+
+@triton.jit
+def _sum_columns(parts, M: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[rows, M padded to a power of two] from M times [rows, columns]: one exchange between threads serves all M."""
+    if M == 1:
+        together = tl.expand_dims(parts[0], 2)
+    elif M == 2:
+        together = tl.join(parts[0], parts[1])
+    else:
+        pairs = tl.join(tl.join(parts[0], parts[2]), tl.join(parts[1], parts[M - 1]))  # last: the lowest bit of m
+        together = tl.reshape(pairs, (pairs.shape[0], pairs.shape[1], 4))
+    return tl.sum(together, 1)

@@ -87,3 +87,25 @@ def test_what_a_short_look_finds_changed_is_that_depth_alone() -> None:
         costs.add(1, 1, 0, 0.5 * machine(1, 1, 0))
     assert costs.estimate(1, 1, 0) == pytest.approx(0.5 * machine(1, 1, 0))
     assert costs.estimate(1, 1, 3) == pytest.approx(machine(1, 1, 3))
+
+
+def test_asking_changes_no_answer() -> None:
+    """Estimates are kept until something is learnt: who asks after every step hears what one hears who never asked."""
+    rng = random.Random(8)
+    asked, silent = StepCosts(3), StepCosts(3)
+    batches = (1, 2, 7, 16, 64, 200)
+    for _ in range(200):
+        num_decode, depth = rng.choice(batches), rng.randint(0, 3)
+        num_warm = rng.choice((0, num_decode))
+        for _ in range(rng.randint(1, 30)):
+            step_s = machine(num_decode, num_warm, depth if num_warm else 0) * rng.uniform(0.9, 1.1)
+            asked.add(num_decode, num_warm, depth, step_s)
+            silent.add(num_decode, num_warm, depth, step_s)
+            for batch in batches:
+                asked.estimate(batch, batch, 1)
+        if rng.random() < 0.1:
+            asked.forget_warm()
+            silent.forget_warm()
+        other = rng.choice(batches)
+        for kind in range(4):
+            assert asked.estimate(other, other, kind) == silent.estimate(other, other, kind)

@@ -42,7 +42,9 @@ def test_every_row_that_counts_has_a_page() -> None:
 def test_a_chain_needs_no_row_past_the_limit() -> None:
     for length_ub, limit in itertools.product(range(2, 20), range(3, 20)):
         assert rows_needed(CHAIN.rows(3), length_ub, limit, is_chain=True) <= limit
-        assert rows_needed(CHAIN.rows(0), length_ub, limit, is_chain=True) <= limit - 1, "the last token's row is not needed"
+        assert rows_needed(CHAIN.rows(0), length_ub, limit, is_chain=True) <= limit - 1, (
+            "the last token's row is not needed"
+        )
 
 
 def test_no_draft_that_the_limit_would_cut_off() -> None:
