@@ -1,4 +1,4 @@
-"""Triton kernels run on the CPU through the interpreter where there is no GPU; triton reads this when it is imported."""
+"""Without a GPU, kernels run through Triton's interpreter: it reads this variable when it is imported."""
 
 import os
 

@@ -19,6 +19,7 @@ from slipstream.kernels.paged_attention import (
     paged_attention,
 )
 from slipstream.kernels.rotate_and_store import rotate_and_store
+from slipstream.layers.upload import upload
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _BITS = 64  # of a word of a tree's mask
@@ -168,8 +169,8 @@ class TritonAttention:
         width = tree.visible.shape[1]
         own = [request * width + row for request, count in enumerate(num_rows) for row in range(count)]
         requests = [request for request, count in enumerate(num_rows) for _ in range(count)]
-        indices = torch.tensor((own, requests), device=device)
-        starts = torch.tensor(tree.starts, device=device)
+        indices = upload((own, requests), torch.int64, device)
+        starts = upload(tree.starts, torch.int64, device)
         visible = tree.visible.flatten(0, 1).index_select(0, indices[0])
         counts = visible.cumsum(1)  # parents come before their children: an ancestor's distance from the root, plus 1
         num_seen = counts[:, -1:]
@@ -195,7 +196,7 @@ def _blocks(layout: Layout, parts: Sequence[tuple[int, int, int]], positions: Te
     values = [
         (request, begins[request] + first, count, layout.num_rows[request] - first) for request, first, count in parts
     ]
-    table = torch.tensor(values, dtype=torch.int32, device=device).T.contiguous()
+    table = upload(values, torch.int32, device).T.contiguous()
     slots, starts, sizes, tails = table.unbind(0)
     positions.index_copy_(0, starts.long(), layout.kv_lens.index_select(0, slots) - tails)
     most = max(count for _, _, count in parts)

@@ -66,7 +66,8 @@ class LaunchOptions:
     )
     disable_cuda_graph: bool = flag(False, "launch every kernel of a step by itself: starts sooner, decodes slower")
     cuda_graph_max_bs: int | Auto = flag(
-        AUTO, "most requests in a decode step that runs as a CUDA graph; auto: max-running-requests, at most 256",
+        AUTO,
+        "most requests in a decode step that runs as a CUDA graph; auto: max-running-requests, at most 256",
         minimum=1,
     )
     disable_radix_cache: bool = flag(False, "do not keep finished prompts' KV pages for later prompts")

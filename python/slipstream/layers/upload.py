@@ -5,19 +5,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+Values = Sequence[int | float | bool] | Sequence[Sequence[int | float | bool]]
 
-def upload(values: Sequence[object] | Sequence[Sequence[object]], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of `values` on `device`. On a GPU they go through pinned memory, which torch does not reuse before the
-    copy is done: a copy from ordinary memory would wait until the device has done all its work.
+
+def upload(values: Values, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of `values` on `device`."""
+    return to_device(torch.tensor(values, dtype=dtype), device)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`; itself on the CPU.
+
+    On a GPU it goes through pinned memory, which torch does not reuse before the copy is done: a copy from ordinary
+    memory would wait until the device has done all its work.
     """
-    if device.type != "cuda":
-        return torch.tensor(values, dtype=dtype, device=device)
-    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
-def upload_into(target: Tensor, values: Sequence[object] | Sequence[Sequence[object]]) -> None:
+def upload_into(target: Tensor, values: Values) -> None:
     """Overwrite `target` with `values`, in the order of the device's work."""
-    if target.is_cuda:
-        target.copy_(torch.tensor(values, dtype=target.dtype, pin_memory=True), non_blocking=True)
-    else:
-        target.copy_(torch.tensor(values, dtype=target.dtype))
+    source = torch.tensor(values, dtype=target.dtype)
+    target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)

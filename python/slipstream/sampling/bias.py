@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from slipstream.errors import RequestError
+from slipstream.layers.upload import upload
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.rows import index_entries, rows_using
-from slipstream.sampling.upload import upload
 
 
 class LogitBias:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
+from slipstream.layers.upload import upload
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.rows import index_entries, take_rows
-from slipstream.sampling.upload import upload
 
 
 class MinTokens:

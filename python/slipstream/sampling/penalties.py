@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 
 from slipstream.errors import RequestError
+from slipstream.layers.upload import to_device
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.paths import Paths
 from slipstream.sampling.rows import put_rows, rows_using, take_rows
-from slipstream.sampling.upload import to_device
 
 IN_PROMPT = 1  # bit 0 of a history: the token occurs in the prompt
 ONE_GENERATED = 2  # the bits above it count how often it was generated

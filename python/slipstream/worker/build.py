@@ -78,7 +78,6 @@ def build_worker(
     room = _make_room(config, spec, models, backend, device)
     state = DeviceState(
         config.max_running_requests,
-        room.pool.num_pages,
         config.page_size,
         config.context_length,
         device,

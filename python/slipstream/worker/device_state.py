@@ -24,7 +24,7 @@ def rows_past_limit(drafts: WorkerDrafts | None) -> int:
 
 
 class DeviceState:
-    """Per slot: committed length, last sampled token, page table and prompt; per page: token ids.
+    """Per slot: committed length, last sampled token, page table and prompt.
 
     Lengths are kept twice: on the device, where the rows read them, and on the host (`_cpu`), where sizes are decided.
     A page table's unused entries are 0, the sink. One slot more than requests can have is always empty: `dummy_slot`
@@ -34,7 +34,6 @@ class DeviceState:
     def __init__(
         self,
         num_slots: int,
-        num_pages: int,
         page_size: int,
         context_length: int,
         device: torch.device,
@@ -48,7 +47,6 @@ class DeviceState:
         self.committed_len_cpu = [0] * num_slots
         self.bonus = torch.zeros(num_slots, dtype=torch.int64, device=device)  # sampled, not yet in KV
         self.page_tables = torch.zeros(num_slots, self.max_pages, dtype=torch.int32, device=device)
-        self.token_ids = torch.zeros(num_pages, page_size, dtype=torch.int32, device=device)
         self.prompts: dict[int, Tensor] = {}  # slot -> int64 [tokens of NewRequest.token_ids]
         self._num_pages = [0] * num_slots
 

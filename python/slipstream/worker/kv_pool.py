@@ -12,7 +12,6 @@ from slipstream.errors import ConfigError
 from slipstream.worker.memory import Memory
 
 GIB = 2**30
-TOKEN_ID_BYTES = 4  # the token ids lie in pages too
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def size_pool(limits: PoolLimits, bytes_per_token: int, weight_bytes: int, memor
     weights, but no more than all running requests can fill.
     Raises ConfigError when they do not fit, or when not even one page does.
     """
-    page_bytes = limits.page_size * (bytes_per_token + TOKEN_ID_BYTES)
+    page_bytes = limits.page_size * bytes_per_token
     free_bytes = memory.free_bytes - weight_bytes
     if limits.max_total_tokens is not None:
         return _as_asked(limits.max_total_tokens, limits.page_size, page_bytes, weight_bytes, free_bytes)

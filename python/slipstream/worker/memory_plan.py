@@ -10,7 +10,7 @@ import torch
 
 from slipstream.attention.layer import AttentionLayer
 from slipstream.errors import ConfigError
-from slipstream.worker.kv_pool import TOKEN_ID_BYTES, PoolLimits, PoolSize, asked_pages, gib, useful_pages
+from slipstream.worker.kv_pool import PoolLimits, PoolSize, asked_pages, gib, useful_pages
 from slipstream.worker.memory import DeviceUse, Memory, device_use
 
 MIB = 2**20
@@ -177,7 +177,7 @@ def plan_memory(limits: PoolLimits, facts: MemoryFacts, memory: Memory) -> Memor
     Raises ConfigError, with every part in GiB and the flags that change it, where they do not fit.
     """
     others = [part for part in _parts(limits, facts) if part.num_bytes]
-    page_bytes = limits.page_size * (_kv_bytes_per_token(facts) + TOKEN_ID_BYTES)
+    page_bytes = limits.page_size * _kv_bytes_per_token(facts)
     other_bytes = sum(part.num_bytes for part in others)
     free_bytes = memory.free_bytes - MARGIN_BYTES - other_bytes
     share_bytes = int(limits.mem_fraction_static * memory.total_bytes) - other_bytes

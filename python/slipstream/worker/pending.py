@@ -17,7 +17,7 @@ class Moment:
         self._event: torch.cuda.Event | None = None
         self._time_s = 0.0
         if device.type == "cuda":
-            self._event = torch.cuda.Event(enable_timing=True)
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self._event.record()
         else:
             self._time_s = time.perf_counter()
@@ -25,7 +25,7 @@ class Moment:
     @property
     def is_past(self) -> bool:
         """Whether the device has come so far."""
-        return self._event is None or self._event.query()
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         if self._event is not None:
@@ -35,7 +35,7 @@ class Moment:
         """Of two moments that are past."""
         if self._event is None or earlier._event is None:
             return self._time_s - earlier._time_s
-        return earlier._event.elapsed_time(self._event) / 1000
+        return float(earlier._event.elapsed_time(self._event)) / 1000
 
 
 @dataclass(frozen=True)

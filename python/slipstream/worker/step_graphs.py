@@ -148,7 +148,7 @@ def _capture(program: Program, pool: Any, name: str) -> Any:
     """Run the program once, which compiles its kernels, and then into a graph."""
     graph = torch.cuda.CUDAGraph()
     try:
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             program.run()

@@ -68,8 +68,7 @@ class Worker:
         self._num_cores: int = parts.ready.info["num_cores"]
         self._model = parts.model
         self._attention = parts.attention
-        # by row: what moves when a path through a tree of drafts is accepted
-        self._row_stores = [*parts.caches, parts.state.token_ids]
+        self._caches = parts.caches
         self._state = parts.state
         self._sampler = parts.sampler
         self._verifier = parts.verifier
@@ -173,7 +172,6 @@ class Worker:
         self._attention.plan(batch.layout)
         x = self._model.embed(batch.token_ids, images)
         hidden = self._model.forward(x, batch.positions, self._attention)
-        state.token_ids.view(-1).index_copy_(0, batch.layout.kv_rows, batch.token_ids.int())
         for chunk, last_row in zip(chunks, last_row_of_each(batch.num_decode_rows, chunks), strict=True):
             state.set_committed_len(chunk.slot, chunk.start + chunk.length)
             self._score_prompt(chunk, hidden[last_row + 1 - chunk.length : last_row + 1], outcomes[chunk.slot])
@@ -282,7 +280,7 @@ class Worker:
             return
         slots, source, target = torch.tensor(moves, device=self._state.bonus.device).unbind(1)
         tables, page_size = self._state.page_tables, self._state.page_size
-        move_rows(self._row_stores, locate(tables, slots, source, page_size), locate(tables, slots, target, page_size))
+        move_rows(self._caches, locate(tables, slots, source, page_size), locate(tables, slots, target, page_size))
 
     def _extend_draft(
         self,

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from slipstream.layers.upload import upload
 from slipstream.messages.sampling import SamplingParams
 from slipstream.sampling.noise import child_key, child_keys, signed
 from slipstream.sampling.sampler import Sampler
-from slipstream.sampling.upload import upload
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def make_state(num_slots: int = 5, context_length: int = 32) -> DeviceState:
-    return DeviceState(num_slots, num_pages=16, page_size=4, context_length=context_length, device=CPU)
+    return DeviceState(num_slots, page_size=4, context_length=context_length, device=CPU)
 
 
 def test_the_example_of_build_batch() -> None:

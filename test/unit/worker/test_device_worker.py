@@ -1,7 +1,6 @@
 """A worker that never looks at the device commits what the plain one does; kernels run in Triton's interpreter."""
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +122,7 @@ def test_drafts_change_no_token_and_some_are_accepted(pair: tuple[Path, Path]) -
     pipeline = Pipeline(load_device_worker(pair[0], drafts=drafts(pair)))
     samplings = [GREEDY, SAMPLED, msgspec.structs.replace(SAMPLED, accept_cap=0), GREEDY]
     prompts = [prompt_of(seed, 9 + seed) for seed in range(4)]
-    pipeline.step(
-        **together(*(enter(slot, prompts[slot], samplings[slot], warm=slot != 3) for slot in range(4)))
-    )
+    pipeline.step(**together(*(enter(slot, prompts[slot], samplings[slot], warm=slot != 3) for slot in range(4))))
     for _ in range(6):
         pipeline.step(decode=[0, 1, 2, 3], draft_depths={0: DEPTH, 1: 1, 2: DEPTH, 3: DEPTH})
     pipeline.assert_same_as(load_worker(pair[0], drafts=drafts(pair)))
@@ -205,5 +202,3 @@ def test_a_request_whose_numbers_are_not_finite_fails_alone(pair: tuple[Path, Pa
     pipeline.step(decode=[0, 1])
     assert [entry.error is None for entry in pipeline.of_slot(0)] == [True] * 3
     assert [entry.error is None for entry in pipeline.of_slot(1)] == [True, False, False]
-
-

@@ -124,13 +124,6 @@ def test_continues_after_preemption(driver: Driver, reference: Any) -> None:
     assert answer + result.token_ids == greedy(reference, prompt, 5)
 
 
-def test_token_ids_lie_under_their_pages(driver: Driver) -> None:
-    prompt = prompt_of(6, 9)
-    answer = driver.generate(0, prompt, [5, 2, 8], 4)
-    paged = driver.worker._state.token_ids
-    assert [*paged[5].tolist(), *paged[2].tolist(), *paged[8].tolist()][:9] == prompt + answer[:3]
-
-
 def test_logprobs_are_those_of_the_model_not_of_the_sampler(driver: Driver, reference: Any) -> None:
     prompt = prompt_of(6, 10)
     sampling = SamplingParams(max_new_tokens=8, seed=3, temperature=0.3, top_k=2, logit_bias={5: 4.0}, top_logprobs=3)
