@@ -23,6 +23,7 @@ from slipstream.messages.to_tokenizer import FromServer, ToTokenizer
 logger = get_logger(__name__)
 
 STOP_TIMEOUT_S = 3.0
+_MOST_AT_ONCE = 64  # messages that are handed on before anybody else gets a turn
 
 
 class Cluster:
@@ -111,10 +112,16 @@ class Cluster:
     async def _receive(self) -> None:
         codec: Codec[ToServer] = Codec(ToServer)
         while True:
-            message = codec.decode(await self._inbox.recv())
-            if isinstance(message, ProcessFailed) and self._failure is None:
-                self._failure = message.message
-            self._on_message(message)
+            frames = [await self._inbox.recv()]
+            # All that wait are handed on together: a reader that has fallen behind then catches up in one turn.
+            with contextlib.suppress(zmq.Again):
+                while len(frames) < _MOST_AT_ONCE:
+                    frames.append(await self._inbox.recv(zmq.NOBLOCK))
+            for frame in frames:
+                message = codec.decode(frame)
+                if isinstance(message, ProcessFailed) and self._failure is None:
+                    self._failure = message.message
+                self._on_message(message)
             await asyncio.sleep(0)  # recv() does not yield while messages are there, and their readers must run too
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import time
@@ -131,6 +132,8 @@ class Server:
         ready = self._state.scheduler
         assert ready is not None
         self._describe_worker(ready)
+        gc.collect()
+        gc.freeze()  # what is here now stays; a collection that looked at it all would hold up every stream
         if self._prepared.resolved.worker.drafts is not None:
             await self._judge_drafts()
         self._announce(ready)
@@ -151,6 +154,11 @@ class Server:
             f"activations in {worker['dtype']}, "
             f"loaded in {worker['load_s']:.1f} s"
         )
+        if worker["device"] != "cpu":
+            self._display.line(
+                f"worker: {worker['device_name']}, attention by {worker['attention_backend']}: "
+                f"{worker['attention_backend_reason']}"
+            )
         self._display.line(
             f"worker: {ready.num_pages} KV pages of {ready.page_size} tokens: {worker['num_pages_reason']}"
         )

@@ -86,12 +86,23 @@ def build_worker(
     num_slots = config.max_running_requests + 1  # with the dummy
     rejection = config.drafts is not None and config.drafts.rejection_sampling
     sampler = Sampler(num_slots, spec.vocab_size, device, rejection_sampling=rejection)
+    if room.plan is not None:
+        logger.info("GPU memory, as planned:\n%s", room.plan.table())
     loading = time.perf_counter()
     target = _load_target(spec, models[0], config, device, progress)
+    # Reading takes memory for a moment that is the caches' later: so all weights come first.
+    draft_parameters = (
+        None if draft is None else models[1].weights.fill(models[1].dtype, device, config.random_seed, progress)
+    )
+    _log_loading(room.weight_bytes, device, loading)
     caches = _allocate(models[0], room.pool, config, device)
     speculation = simulation = None
     if config.drafts is not None:
         simulation = Simulation.of(config.drafts.simulated_length, config.drafts.simulated_pattern)
+        loaded = None
+        if draft is not None and draft_parameters is not None:
+            draft_caches = _allocate(models[1], room.pool, config, device)
+            loaded = LoadedDraft(draft, draft_parameters, models[1].layers, backend, draft_caches)
         parts = SpeculatorParts(
             drafts=config.drafts,
             state=state,
@@ -101,12 +112,9 @@ def build_worker(
             vocab_size=spec.vocab_size,
             device=device,
             dtype=dtype,
-            draft=None
-            if draft is None
-            else _load_draft(draft, models[1], backend, room.pool, config, device, progress),
+            draft=loaded,
         )
         speculation = Speculation(SPECULATORS.get(config.drafts.algorithm)(parts))
-    _log_loading(room.weight_bytes, device, loading)
     attention = backend(models[0].layers, caches)
     encoder = target.image_encoder
     info = _info(config, device, models, room, (name, why))
@@ -124,7 +132,7 @@ def build_worker(
         parameters_per_layer=models[0].weights.num_parameters // len(models[0].layers),
     )
     if hasattr(attention, "warm_up"):
-        attention.warm_up()  # compiles kernels, perhaps
+        attention.warm_up()  # may compile kernels, and logs how long that takes
     worker = _make_worker(worker_parts, config, capture_progress)
     if room.plan is not None:
         logger.info("%s", measured_table(room.plan, device))
@@ -178,19 +186,6 @@ def _load_target(
     target = MODELS.get(spec.architecture)(spec.config, parameters, device)
     assert not parameters.remaining(), f"{spec.architecture} left parameters unused: {parameters.remaining()}"
     return target
-
-
-def _load_draft(
-    draft: DrafterSpec,
-    model: PlannedModel,
-    backend: type[AttentionBackend],
-    pool: PoolSize,
-    config: WorkerConfig,
-    device: torch.device,
-    progress: ReportProgress,
-) -> LoadedDraft:
-    parameters = model.weights.fill(model.dtype, device, config.random_seed, progress)
-    return LoadedDraft(draft, parameters, model.layers, backend, _allocate(model, pool, config, device))
 
 
 def _allocate(model: PlannedModel, pool: PoolSize, config: WorkerConfig, device: torch.device) -> list[Tensor]:

@@ -1,16 +1,25 @@
 """Builds the worker that never waits for the device, and captures its graphs."""
 
+import time
 from typing import cast
+
+import torch
 
 from slipstream.attention.base import DeviceAttention
 from slipstream.config.processes import WorkerConfig, WorkerDrafts
+from slipstream.errors import ConfigError
+from slipstream.log import get_logger
+from slipstream.messages.to_worker import PrefillChunk
 from slipstream.speculative.autoregressive import AutoRegressiveSpeculator
 from slipstream.speculative.device_chain import DeviceChain
 from slipstream.weights.load import ReportProgress
 from slipstream.worker.device_parts import DeviceParts
 from slipstream.worker.device_worker import DeviceWorker
+from slipstream.worker.prefill_program import PrefillProgram, PrefillShape
 from slipstream.worker.step_graphs import StepGraphs, batch_buckets, prefill_buckets
 from slipstream.worker.worker import WorkerParts
+
+logger = get_logger(__name__)
 
 
 def host_reads(parts: WorkerParts, drafts: WorkerDrafts | None) -> str | None:
@@ -52,6 +61,7 @@ def make_device_worker(parts: WorkerParts, config: WorkerConfig, progress: Repor
         simulated_length=config.drafts.simulated_length if config.drafts is not None else None,
         max_kv_len=parts.state.max_pages * parts.state.page_size,
     )
+    _try_long_prompt(device_parts, min(config.chunked_prefill_size, config.context_length))
     graphs = StepGraphs(device_parts)
     if config.cuda_graph_max_bs:
         graphs.capture(
@@ -61,6 +71,28 @@ def make_device_worker(parts: WorkerParts, config: WorkerConfig, progress: Repor
             progress,
         )
     return DeviceWorker(parts, device_parts, graphs)
+
+
+def _try_long_prompt(parts: DeviceParts, num_rows: int) -> None:
+    """Run the longest chunk there can be once, of the dummy slot: its kernels are compiled before traffic comes, and
+    if memory does not suffice that shows now.
+    """
+    started = time.perf_counter()
+    chunk = [PrefillChunk(parts.state.dummy_slot, 0, num_rows, True)]
+    try:
+        with torch.inference_mode():
+            program = PrefillProgram(parts, PrefillShape.of(chunk), extends=parts.chain is not None)
+            program.load(chunk, {parts.state.dummy_slot: [0] * num_rows})
+            program.plan_on_host(chunk)
+            program.run()
+        if parts.device.type == "cuda":
+            torch.cuda.synchronize(parts.device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"no memory for a prefill step of {num_rows} tokens; lower --chunked-prefill-size or "
+            f"--mem-fraction-static: {error}"
+        ) from error
+    logger.info("a prefill step of %d tokens, kernels compiled: %.1f s", num_rows, time.perf_counter() - started)
 
 
 def depths_of(drafts: WorkerDrafts | None) -> list[int]:

@@ -2,11 +2,13 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from slipstream.errors import WorkerDied
 from slipstream.messages.to_scheduler import SlotResult, StepResult
 from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
 from slipstream.worker.decode_program import token_ids_of
@@ -50,7 +52,7 @@ class DeviceWorker(Worker):
             self._done.append(self._execute(plan, started))
 
     def finished(self) -> list[StepResult]:
-        while self._pending and self._pending[0].is_done:
+        while self._pending and self._is_done(self._pending[0]):
             self._done.append(self._collect(self._pending.popleft()))
         return super().finished()
 
@@ -63,8 +65,13 @@ class DeviceWorker(Worker):
     def _wait_for_all(self) -> None:
         while self._pending:
             pending = self._pending.popleft()
-            pending.ended.wait()
+            with _naming(pending):
+                pending.ended.wait()
             self._done.append(self._collect(pending))
+
+    def _is_done(self, pending: PendingStep) -> bool:
+        with _naming(pending):
+            return pending.ended.is_past
 
     def _takes(self, plan: Plan) -> bool:
         """Whether the host has no say in what the plan's rows become."""
@@ -155,3 +162,16 @@ class DeviceWorker(Worker):
         if pending.generations[slot] == self._generations[slot] and slot in self._requests:
             self._errors[slot] = NOT_FINITE
         return SlotResult(slot, [], error=NOT_FINITE)
+
+
+@contextmanager
+def _naming(pending: PendingStep) -> Iterator[None]:
+    """Errors of the device come up long after the kernel that made them: say at least in which step."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise WorkerDied(
+            f"the GPU failed in step {pending.plan.step} ({pending.description}) or in one right before it: {error}; "
+            "to find the kernel, start with --disable-cuda-graph and CUDA_LAUNCH_BLOCKING=1 in the environment; "
+            "--attention-backend torch_native does without our attention kernels"
+        ) from error

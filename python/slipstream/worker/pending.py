@@ -56,8 +56,14 @@ class PendingStep:
     chunk_results: Tensor | None  # see PrefillProgram.results
 
     @property
-    def is_done(self) -> bool:
-        return self.ended.is_past
+    def description(self) -> str:
+        """What was computed, in words."""
+        parts = []
+        if self.chunks:
+            parts.append(f"{sum(chunk.length for chunk in self.chunks)} tokens of {len(self.chunks)} prompts")
+        if self.decode:
+            parts.append(f"{len(self.decode)} decoding requests with up to {max(self.num_drafts)} drafts")
+        return " and ".join(parts)
 
 
 def to_host(results: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The worker process: load, then one result for each plan."""
 
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,8 @@ def run(
 ) -> None:
     """Serve plans until `stop()`. Errors of loading and of the machine end the process: the caller reports them."""
     worker = load_worker(config, to_server)
+    gc.collect()
+    gc.freeze()  # what is here now stays: looking through all of torch's objects takes longer than a step
     to_scheduler.put(worker.ready)
     while not stop():
         # A step that the device works on ends without a message: look often, but leave the processor to others.

@@ -15,7 +15,7 @@ from slipstream.worker.prefill_program import PrefillProgram, PrefillShape
 
 logger = get_logger(__name__)
 
-_SMALL_BATCHES = (1, 2, 3, 4, 6, 8)
+_SMALL_BATCHES = (1, 2, 4, 8)
 _PREFILL_ROWS = (32, 64, 128, 256, 512, 1024)
 _MAX_PREFILL_REQUESTS = 64
 
@@ -47,7 +47,7 @@ def batch_buckets(most: int) -> list[int]:
     """Sizes of batches that have a graph; a batch between two of them takes the larger one.
 
     >>> batch_buckets(40)
-    [1, 2, 3, 4, 6, 8, 16, 24, 32, 40]
+    [1, 2, 4, 8, 16, 24, 32, 40]
     >>> batch_buckets(256)[-5:]
     [128, 160, 192, 224, 256]
     """
