@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embedded_training.draft_target import continued
+from slipstream.attention.base import Rotation
 from slipstream.attention.layer import AttentionLayer
+from slipstream.attention.turn import turn
 from slipstream.errors import ConfigError
 from slipstream.hf_transformers.inspect import inspect_checkpoint
 from slipstream.hf_transformers.spec import ModelSpec
@@ -65,6 +67,10 @@ class BatchAttention:
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=spec.scale, enable_gqa=True
             )
         return out.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def run_fused(self, layer: int, qkv: Tensor, rotation: Rotation) -> Tensor:
+        """See AttentionBackend.run_fused."""
+        return self.run(layer, *turn(self._layers[layer], qkv, rotation))
 
     @staticmethod
     def _single(q: Tensor, k: Tensor, v: Tensor, spec: AttentionLayer) -> Tensor:

@@ -1,10 +1,17 @@
 """The same engine on a CUDA device: the CPU path is the reference."""
 
+from pathlib import Path
+
 import httpx
 import pytest
 
 from slipstream import Engine
+from slipstream.errors import ConfigError, WorkerDied
+from slipstream.worker.device_worker import DeviceWorker
+from support.gpu_models import write_gpu_pair
 from support.live_server import MODEL, LiveServer
+from support.moe_checkpoints import MLA_PARAMS, native_moe_tensors, reference_mistral4, write_params
+from support.running_worker import load_worker
 
 pytestmark = pytest.mark.gpu
 
@@ -28,3 +35,33 @@ def test_bf16_answers_the_question_over_http() -> None:
         answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
         assert "current working directory" in answer["choices"][0]["message"]["content"]
         assert httpx.get(f"{server.url}/get_server_info").json()["scheduler"]["worker"]["device"].startswith("cuda")
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gpu_pair(tmp_path_factory.mktemp("dense"))[0]
+
+
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_params(tmp_path_factory.mktemp("latent"), MLA_PARAMS, native_moe_tensors(reference_mistral4()))
+
+
+def test_a_backend_that_lacks_the_dtype_is_refused() -> None:
+    with pytest.raises(WorkerDied, match=r"--attention-backend flashinfer.*takes bfloat16 and float16, not float32"):
+        Engine(device="cuda", dtype="float32", attention_backend="flashinfer")
+
+
+def test_a_backend_that_lacks_latent_attention_is_refused(latent: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--attention-backend triton.*has no latent attention \(MLA\)"):
+        load_worker(latent, device="cuda", attention_backend="triton")
+
+
+def test_auto_takes_what_the_model_can_have(dense: Path, latent: Path) -> None:
+    info = load_worker(dense, device="cuda", attention_backend="auto").ready.info
+    assert info["attention_backend"] == "triton"
+    assert "flashinfer takes bfloat16" in info["attention_backend_reason"]
+    worker = load_worker(latent, device="cuda", attention_backend="auto")
+    assert worker.ready.info["attention_backend"] == "torch_native"
+    assert "triton has no latent attention" in worker.ready.info["attention_backend_reason"]
+    assert not isinstance(worker, DeviceWorker)

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from slipstream.engine import Engine
-from slipstream.messages.to_tokenizer import SchedulerStatus
-from support.gpu_models import WatchedEngine, gpu_engine, prompt_of, write_gpu_pair
+from support.gpu_models import gpu_engine, idle_status, prompt_of, write_gpu_pair
 
 pytestmark = pytest.mark.gpu
 
@@ -24,7 +23,7 @@ AT_ONCE = 2 * MAX_RUNNING  # so that half of them wait
 MIB = 2**20
 CONTROL: dict[str, Any] = {"temperature": 0, "max_new_tokens": 40, "ignore_eos": True}
 OPTIONS: dict[str, Any] = {"dtype": "float32", "max_running_requests": MAX_RUNNING, "chunked_prefill_size": 256}
-OPTIONS |= {"max_total_tokens": 4096}
+OPTIONS |= {"max_total_tokens": 1536}
 FEATURES: Sequence[dict[str, Any]] = (  # more than half of them need no host in a step
     {"temperature": 0},
     {"temperature": 0.0, "max_new_tokens": 0},
@@ -107,20 +106,6 @@ async def ask_all(engine: Engine, requests: Sequence[Request]) -> Counter[str]:
 
     await asyncio.gather(*(in_turn(request) for request in requests))
     return outcomes
-
-
-def idle_status(engine: WatchedEngine, timeout_s: float = 10.0) -> SchedulerStatus:
-    """A heartbeat that was sent when nothing ran any more."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        engine.last_status = None
-        while engine.last_status is None:
-            time.sleep(0.02)
-            assert time.monotonic() < deadline, "the scheduler is silent"
-        status: SchedulerStatus = engine.last_status
-        if status.num_running == status.num_waiting == 0 and status.step_in_flight_s == 0:
-            return status
-        assert time.monotonic() < deadline, f"not idle: {status}"
 
 
 def allocated_bytes() -> int:

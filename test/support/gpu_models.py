@@ -1,8 +1,8 @@
 """Models, workers and engines for the tests of test/gpu: small, and of few shapes, since every shape is compiled."""
 
 import gc
-import json
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,9 +108,15 @@ def gpu_engine(target: Path | str | None, draft: Path | str | None, **changes: A
     free_gpu()
 
 
-def write_params(folder: Path, **changes: Any) -> Path:
-    """params.json of a model of SHAPE alone, for what is refused before weights are read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "params.json").write_text(json.dumps({"norm_eps": 1e-5, "rope_theta": 1e4} | SHAPE | changes))
-    write_byte_tokenizer(folder / "tekken.json")
-    return folder
+def idle_status(engine: WatchedEngine, timeout_s: float = 10.0) -> SchedulerStatus:
+    """A heartbeat that was sent when nothing ran any more."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        engine.last_status = None
+        while engine.last_status is None:
+            time.sleep(0.02)
+            assert time.monotonic() < deadline, "the scheduler is silent"
+        status: SchedulerStatus = engine.last_status
+        if status.num_running == status.num_waiting == 0 and status.step_in_flight_s == 0:
+            return status
+        assert time.monotonic() < deadline, f"not idle: {status}"

@@ -10,7 +10,7 @@ from slipstream.attention.base import Layout, Rotation
 from slipstream.attention.gather import ChunkBlock, DecodeGroup, Gather, GatherPlanner
 from slipstream.attention.layer import AttentionLayer
 from slipstream.attention.spans import has_one_row_each
-from slipstream.layers.rope import rotate
+from slipstream.attention.turn import turn
 
 
 class TorchNativeAttention:
@@ -72,13 +72,7 @@ class TorchNativeAttention:
 
     def run_fused(self, layer: int, qkv: Tensor, rotation: Rotation) -> Tensor:
         """See AttentionBackend.run_fused."""
-        spec = self._layers[layer]
-        num_rotated = spec.num_heads + spec.num_kv_heads
-        rotated = rotate(qkv[:, :num_rotated], rotation.cos, rotation.sin)
-        q = rotated[:, : spec.num_heads]
-        if rotation.query_scale is not None:
-            q = (q * rotation.query_scale).to(q.dtype)
-        return self.run(layer, q, rotated[:, spec.num_heads :], qkv[:, num_rotated:])
+        return self.run(layer, *turn(self._layers[layer], qkv, rotation))
 
     def _run_decode(self, layer: int, q: Tensor, group: DecodeGroup) -> Tensor:
         """The query heads that share a KV head become the rows of one small attention: no key is copied per head."""
