@@ -40,11 +40,11 @@ def test_preempted_requests_answer_what_others_answer(with_drafts: bool, tmp_pat
     with gpu_engine(target, None, **options) as engine:
         expected = ask_all(engine, prompts, 120)
         assert idle_status(engine).counters.num_preemptions == 0
-    with gpu_engine(target, draft if with_drafts else None, max_total_tokens=4096, **options) as engine:
+    with gpu_engine(target, draft if with_drafts else None, max_total_tokens=3072, **options) as engine:
         answers = ask_all(engine, prompts, 120)
         status = idle_status(engine)
     print(f"{status.counters.num_preemptions} preemptions, {status.counters.num_accepted_tokens} drafts accepted")
-    assert status.counters.num_preemptions > 10
+    assert status.counters.num_preemptions > 5
     assert status.num_pages_free + status.num_pages_cached == status.num_pages
     assert status.counters.num_integrity_errors == 0
     differing = [i for i in range(AT_ONCE) if answers[i].token_ids != expected[i].token_ids]

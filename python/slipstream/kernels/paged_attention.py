@@ -3,6 +3,10 @@
 Flash decoding (Dao et al., 2023): the keys of a request are split among programs, each keeps an online softmax
 (Milakov and Gimelshein, 2018) of its share, and a second kernel merges the shares. A program serves all query heads of
 one KV head and several rows of one request at once, so that every key is loaded once for all of them.
+
+With few requests of some hundred tokens the time is that of loads which need each other's results (slot, page, key),
+each from DRAM: everything else that a layer reads has passed through the L2 cache since the last layer. So a program
+walks that way once before its inputs are ready, to have it all in the L2 cache by then.
 """
 
 import math
@@ -14,13 +18,16 @@ import triton.language as tl
 from torch import Tensor
 
 from slipstream.kernels.launch import launch_options, let_next_start, num_multiprocessors, wait_for_inputs
+from slipstream.kernels.prefetch import prefetch, prefetch_values
 
 MAX_HEAD_DIM = 256
 MAX_HEADS_PER_KV = 128
 _MAX_QUERIES = {2: 128, 4: 32}  # rows times heads of one program that fit into registers, by bytes of a value
-_MIN_KEYS_PER_SPLIT = 128  # fewer keys take less time than the merge that they cost
-_MAX_SPLITS = 128
+_FEW_QUERIES = 32  # the time of programs with more is not that of loads alone
+_KEYS_PER_SPLIT = 32  # as short a share as any program gets
+_MAX_SPLITS = 128  # what one program merges at once
 _PROGRAMS_PER_SM = 2  # as many as one has shared memory for
+_MAX_PROGRAMS_AHEAD = 8  # per SM: programs that start much later than the first have nothing to be early for
 
 
 @dataclass(frozen=True)
@@ -54,29 +61,42 @@ class AttentionConfig:
     num_warps: int
     num_stages: int
     carry_pages: bool = True  # load the pages of the next step of the loop in this one
+    ahead: int = 0  # steps of the loop whose keys the L2 cache fetches before the inputs are ready; a power of two
 
 
-def attention_config(queries: int, head_dim: int, element_size: int) -> AttentionConfig:
+def attention_config(
+    queries: int, head_dim: int, element_size: int, is_split: bool, programs_per_sm: float
+) -> AttentionConfig:
     """For programs of `queries` (rows times heads, padded: 16 .. 128) and a cache of `element_size` bytes a value.
 
-    >>> attention_config(16, 128, 2)
-    AttentionConfig(block_n=64, num_warps=4, num_stages=3, carry_pages=True)
+    The share of a split ends where a step of the loop does: with short steps, few keys are many shares.
+
+    >>> attention_config(16, 128, 2, True, 2.0)
+    AttentionConfig(block_n=32, num_warps=4, num_stages=3, carry_pages=True, ahead=2)
+    >>> attention_config(16, 128, 2, False, 15.5)
+    AttentionConfig(block_n=64, num_warps=4, num_stages=3, carry_pages=True, ahead=0)
     """
     key_bytes = triton.next_power_of_2(head_dim) * element_size
     block_n = 64 if key_bytes <= 256 else 32 if key_bytes <= 512 else 16
-    return AttentionConfig(block_n, 8 if queries >= _MAX_QUERIES[element_size] else 4, 3)
+    if is_split and queries <= _FEW_QUERIES:
+        block_n = min(block_n, _KEYS_PER_SPLIT)
+    num_warps = 8 if queries >= _MAX_QUERIES[element_size] else 4
+    ahead = 0 if programs_per_sm > _MAX_PROGRAMS_AHEAD else 2 if is_split else 1
+    return AttentionConfig(block_n, num_warps, 3, ahead=ahead)
 
 
 def choose_splits(num_programs: int, max_kv_len: int, multiprocessors: int) -> int:
     """Among how many programs the keys of a request are split, where there are `num_programs` without a split.
 
     >>> choose_splits(8, 32768, 132), choose_splits(64, 32768, 132), choose_splits(512, 32768, 132)
-    (33, 4, 1)
+    (32, 4, 1)
     >>> choose_splits(8, 600, 132)
-    4
+    18
     """
     wanted = _PROGRAMS_PER_SM * multiprocessors // num_programs
-    return max(min(wanted, max_kv_len // _MIN_KEYS_PER_SPLIT, _MAX_SPLITS), 1)
+    if wanted > 32:
+        wanted -= wanted % 32  # the merge is compiled for powers of two
+    return max(min(wanted, max_kv_len // _KEYS_PER_SPLIT, _MAX_SPLITS), 1)
 
 
 def paged_attention(
@@ -110,10 +130,12 @@ def paged_attention(
     tiles = triton.cdiv(rows_per_block, max(_MAX_QUERIES[q.element_size()] // heads_per_kv, 1))
     rows_per_tile = triton.cdiv(rows_per_block, tiles)
     queries = max(triton.next_power_of_2(rows_per_tile * heads_per_kv), 16)
-    config = config or attention_config(queries, head_dim, q.element_size())
-    if splits is None:
-        programs = num_blocks * tiles * kv_heads
-        splits = choose_splits(programs, blocks.max_kv_len, num_multiprocessors(q.device))
+    programs, multiprocessors = num_blocks * tiles * kv_heads, num_multiprocessors(q.device)
+    splits = splits or choose_splits(programs, blocks.max_kv_len, multiprocessors)
+    assert splits <= _MAX_SPLITS, f"{splits} splits: at most {_MAX_SPLITS}"
+    if config is None:
+        per_sm = programs * splits / multiprocessors
+        config = attention_config(queries, head_dim, q.element_size(), splits > 1, per_sm)
     partial = log_sums = None
     if splits > 1:
         shape = (splits, num_blocks * rows_per_block, num_heads)
@@ -137,7 +159,9 @@ def paged_attention(
         tree.positions if tree else None,
         scale * math.log2(math.e),
         q.stride(0),
+        blocks.page_tables.shape[0],
         blocks.page_tables.shape[1],
+        blocks.positions.shape[0],
         tree.bits.shape[1] if tree else 0,
         rows_per_block,
         rows_per_tile,
@@ -155,6 +179,7 @@ def paged_attention(
         BLOCK_N=config.block_n,
         BLOCK_D=block_d,
         CARRY_PAGES=config.carry_pages,
+        AHEAD=config.ahead,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",  # of fp32 operands only
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -172,8 +197,8 @@ def paged_attention(
             HEADS=num_heads,
             HEAD_DIM=head_dim,
             BLOCK_D=block_d,
-            BLOCK_S=16 if splits <= 16 else 64,
-            num_warps=4,
+            BLOCK_S=max(triton.next_power_of_2(splits), 16),
+            num_warps=4 if splits <= 64 else 8,
             **options,
         )
 
@@ -216,8 +241,58 @@ def paged_attention_reference(
     return out.flatten(1)
 
 
+@triton.jit
+def _fetch_ahead(  # type: ignore[no-untyped-def]
+    head_keys,  # of the program's KV head in the cache
+    page_tables,
+    positions,
+    block_slots,
+    block_starts,
+    block_sizes,
+    block,
+    first,
+    begin,
+    step,
+    num_slots,
+    table_width,
+    num_positions,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    AHEAD: tl.constexpr,
+):
+    """The L2 cache fetches what a program will read first: of its block, and the keys and values of AHEAD steps.
+
+    The kernel before this one may still write any of it. So loads go past the L1 cache, which could keep what is old,
+    and what they give serves as addresses of other fetches only: none leaves its tensor, whatever it is.
+    """
+    prefetch(block_sizes + block)
+    slot = tl.load(block_slots + block, cache_modifier=".cg").to(tl.int64)
+    start = tl.load(block_starts + block, cache_modifier=".cg").to(tl.int64)
+    position = positions + tl.minimum(tl.maximum(start, 0), num_positions - 1)
+    index = tl.arange(0, AHEAD * BLOCK_N)
+    key = begin + index // BLOCK_N * step + index % BLOCK_N
+    if WINDOW > 0:
+        lowest = tl.load(position, cache_modifier=".cg").to(tl.int32) + first - WINDOW + 1
+        key += tl.minimum(tl.maximum(lowest, 0), table_width * PAGE_SIZE)
+    else:
+        prefetch(position)
+    column = key // PAGE_SIZE
+    is_entry = (column < table_width) & (slot >= 0) & (slot < num_slots)
+    page = tl.load(page_tables + slot * table_width + column, mask=is_entry, other=0, cache_modifier=".cg")
+    row = page.to(tl.int64) * PAGE_SIZE + key % PAGE_SIZE
+    keys = head_keys + row * (2 * KV_HEADS * HEAD_DIM)
+    prefetch_values(keys, HEAD_DIM)
+    prefetch_values(keys + KV_HEADS * HEAD_DIM, HEAD_DIM)
+
+
 @triton.jit(
-    do_not_specialize=["table_width", "num_words", "rows_per_block", "rows_per_tile", "tiles", "num_splits"],
+    do_not_specialize=[
+        *("num_slots", "table_width", "num_positions", "num_words", "rows_per_block", "rows_per_tile", "tiles"),
+        "num_splits",
+    ],
     do_not_specialize_on_alignment=["page_tables", "positions", "block_slots", "block_starts", "block_sizes"],
 )
 def _attend(  # type: ignore[no-untyped-def]
@@ -236,7 +311,9 @@ def _attend(  # type: ignore[no-untyped-def]
     tree_positions,
     scale,  # of the scores, times log2(e)
     q_stride,
+    num_slots,
     table_width,
+    num_positions,
     num_words,
     rows_per_block,
     rows_per_tile,
@@ -254,10 +331,15 @@ def _attend(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CARRY_PAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Program (KV head, tile, split): some rows of a block, all heads of the KV head, a share of the keys."""
+    """Program (KV head, tile, split): some rows of a block, all heads of the KV head, every num_splits-th BLOCK_N keys.
+
+    So where a program's keys begin depends on no length, and its first pages are loaded without a wait for one. Loads
+    that need each other's results cost a way to memory each; all others stand together before what uses them.
+    """
     let_next_start(PDL)
     HEADS: tl.constexpr = KV_HEADS * HEADS_PER_KV
     MINUS_INFINITY: tl.constexpr = float("-inf")
@@ -267,16 +349,26 @@ def _attend(  # type: ignore[no-untyped-def]
     split = tl.program_id(2)
     block = tile // tiles
     first = tile % tiles * rows_per_tile
+    step = BLOCK_N
+    if IS_SPLIT:
+        step = BLOCK_N * num_splits
+    if PDL and AHEAD > 0:
+        begin = split * BLOCK_N
+        _fetch_ahead(
+            cache + kv_head * HEAD_DIM, page_tables, positions, block_slots, block_starts, block_sizes, block, first,
+            begin, step, num_slots, table_width, num_positions,
+            KV_HEADS, HEAD_DIM, PAGE_SIZE, WINDOW, BLOCK_N, AHEAD,
+        )  # fmt: skip
     wait_for_inputs(PDL)
 
     block_size = tl.load(block_sizes + block)
+    block_start = tl.load(block_starts + block)
+    table = page_tables + tl.load(block_slots + block).to(tl.int64) * table_width
     num_rows = tl.minimum(block_size - first, rows_per_tile)
     if num_rows <= 0:
         return
-    block_start = tl.load(block_starts + block)
     start = block_start + first
     position = tl.load(positions + block_start).to(tl.int32) + first
-    table = page_tables + tl.load(block_slots + block).to(tl.int64) * table_width
     query = tl.arange(0, BLOCK_M)
     row = query // HEADS_PER_KV
     head = kv_head * HEADS_PER_KV + query % HEADS_PER_KV
@@ -296,30 +388,29 @@ def _attend(  # type: ignore[no-untyped-def]
     last_seen = stands_at
     if SEES_BLOCK:
         last_seen = tl.zeros_like(stands_at) + end - 1
-    end = tl.minimum(end, table_width * PAGE_SIZE)
-    begin = 0
+    begin = split * BLOCK_N
     if WINDOW > 0:
-        begin = tl.maximum(lowest - WINDOW + 1, 0)
-    partial_row = ((split.to(tl.int64) * (tl.num_programs(1) // tiles) + block) * rows_per_block + first + row) * HEADS
-    if IS_SPLIT:
-        share = tl.cdiv(tl.cdiv(end - begin, num_splits), BLOCK_N) * BLOCK_N
-        begin += split * share
-        end = tl.minimum(end, begin + share)
-        if begin >= end:
-            tl.store(log_sums + partial_row + head, MINUS_INFINITY, mask=is_query)
-            return
-
+        begin += tl.maximum(lowest - WINDOW + 1, 0)
+    key = begin + tl.arange(0, BLOCK_N)
+    table_end = table_width * PAGE_SIZE
+    pages = tl.load(table + key // PAGE_SIZE, mask=key < table_end, other=0)
     dim = tl.arange(0, BLOCK_D)
     is_value = is_query[:, None] & (dim < HEAD_DIM)[None, :]
     q_rows = (start + row).to(tl.int64)
     q_tile = tl.load(q + (q_rows * q_stride + head * HEAD_DIM)[:, None] + dim[None, :], mask=is_value, other=0.0)
+
+    end = tl.minimum(end, table_end)
+    partial_row = ((split.to(tl.int64) * (tl.num_programs(1) // tiles) + block) * rows_per_block + first + row) * HEADS
+    if IS_SPLIT:
+        if begin >= end:
+            tl.store(log_sums + partial_row + head, MINUS_INFINITY, mask=is_query)
+            return
+
     highest = tl.full([BLOCK_M], MINUS_INFINITY, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     key_pointers = cache + kv_head * HEAD_DIM + dim[None, :]
-    key = begin + tl.arange(0, BLOCK_N)
-    pages = tl.load(table + key // PAGE_SIZE, mask=key < end, other=0)
-    for lowest_key in range(begin, end, BLOCK_N):
+    for lowest_key in range(begin, end, step):
         key = lowest_key + tl.arange(0, BLOCK_N)
         if not CARRY_PAGES:
             pages = tl.load(table + key // PAGE_SIZE, mask=key < end, other=0)
@@ -359,7 +450,7 @@ def _attend(  # type: ignore[no-untyped-def]
         sums = tl.dot(weights.to(values.dtype), values, sums * decay[:, None], input_precision=PRECISION)
         highest = new_highest
         if CARRY_PAGES:
-            key += BLOCK_N
+            key += step
             pages = tl.load(table + key // PAGE_SIZE, mask=key < end, other=0)
 
     sees_nothing = total == 0  # in this share; false for NaN
@@ -397,27 +488,19 @@ def _combine(  # type: ignore[no-untyped-def]
     head = tl.program_id(0)
     block = tl.program_id(1) // rows_per_block
     row = tl.program_id(1) % rows_per_block
+    split = tl.arange(0, BLOCK_S)
+    index = (split.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * HEADS + head
     wait_for_inputs(PDL)
+    log_sum = tl.load(log_sums + index, mask=split < num_splits, other=MINUS_INFINITY)
+    start = tl.load(block_starts + block)
     if row >= tl.load(block_sizes + block):
         return
-    start = tl.load(block_starts + block)
     dim = tl.arange(0, BLOCK_D)
-    highest = tl.full([], MINUS_INFINITY, tl.float32)
-    total = tl.zeros([], tl.float32)
-    sums = tl.zeros([BLOCK_D], tl.float32)
-    for first in range(0, num_splits, BLOCK_S):
-        split = first + tl.arange(0, BLOCK_S)
-        index = (split.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * HEADS + head
-        log_sum = tl.load(log_sums + index, mask=split < num_splits, other=MINUS_INFINITY)
-        is_there = (log_sum != MINUS_INFINITY)[:, None] & (dim < HEAD_DIM)[None, :]
-        share = tl.load(partial + (index * HEAD_DIM)[:, None] + dim[None, :], mask=is_there, other=0.0)
-        new_highest = tl.maximum(highest, tl.max(log_sum, 0))
-        shift = tl.where(new_highest == MINUS_INFINITY, 0.0, new_highest)
-        weights = tl.exp2(log_sum - shift)
-        decay = tl.exp2(highest - shift)
-        total = total * decay + tl.sum(weights, 0)
-        sums = sums * decay + tl.sum(weights[:, None] * share, 0)
-        highest = new_highest
-    sums = sums / tl.where(total == 0, 1.0, total)
+    is_there = (log_sum != MINUS_INFINITY)[:, None] & (dim < HEAD_DIM)[None, :]
+    share = tl.load(partial + (index * HEAD_DIM)[:, None] + dim[None, :], mask=is_there, other=0.0)
+    highest = tl.max(log_sum, 0)
+    weights = tl.exp2(log_sum - tl.where(highest == MINUS_INFINITY, 0.0, highest))
+    total = tl.sum(weights, 0)
+    sums = tl.sum(weights[:, None] * share, 0) / tl.where(total == 0, 1.0, total)
     target = ((start + row).to(tl.int64) * HEADS + head) * HEAD_DIM
     tl.store(out + target + dim, sums.to(out.dtype.element_ty), mask=dim < HEAD_DIM)
