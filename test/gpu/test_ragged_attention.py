@@ -137,3 +137,37 @@ def test_a_graph_gives_the_same_bits_at_every_length(num_slots: int, fused: bool
             case.starts, case.parts = starts, qkv[:used].split([32, 8, 8], 1)
             difference = captured[:used].double() - case.by_torch(torch.float64)
             assert float(difference.abs().max()) < 0.02
+
+
+def test_rows_that_the_kernel_just_before_writes() -> None:
+    """What a program fetches ahead may be old then: nothing but the time it takes may depend on that."""
+    from slipstream.kernels.paged_attention import RowBlocks, paged_attention
+    from slipstream.kernels.rows import decode_rows
+
+    layer, num_slots, width = LAYERS["7b"], 3, 4
+    case = Step(layer, [2000] * num_slots, [width] * num_slots, torch.bfloat16)
+    slots = torch.arange(num_slots, device="cuda")
+    positions, kv_rows = (torch.zeros(num_slots * width, dtype=torch.int64, device="cuda") for _ in range(2))
+    blocks = RowBlocks(
+        case.tables, positions, slots.int(), (slots * width).int(), torch.full_like(slots, width).int(), width, 2048
+    )
+    lengths = torch.randint(0, 2000, (16, num_slots), generator=torch.Generator().manual_seed(0)).cuda()
+    outs = torch.empty(len(lengths), num_slots * width, 32 * 128, device="cuda", dtype=torch.bfloat16)
+
+    def run(step: int, out: Tensor) -> None:
+        decode_rows(slots, lengths[step], case.tables, width, PAGE_SIZE, positions, kv_rows)
+        paged_attention(case.parts[0], case.cache, blocks, out, layer.scale)
+
+    run(0, outs[0])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for step, out in enumerate(outs):
+            run(step, out)
+    graph.replay()
+    for step, out in enumerate(outs):
+        decode_rows(slots, lengths[step], case.tables, width, PAGE_SIZE, positions, kv_rows)
+        torch.cuda.synchronize()
+        expected = torch.empty_like(out)
+        paged_attention(case.parts[0], case.cache, blocks, expected, layer.scale)
+        assert torch.equal(out, expected)

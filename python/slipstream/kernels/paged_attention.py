@@ -99,6 +99,46 @@ def choose_splits(num_programs: int, max_kv_len: int, multiprocessors: int) -> i
     return max(min(wanted, max_kv_len // _KEYS_PER_SPLIT, _MAX_SPLITS), 1)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How rows and keys are shared among programs."""
+
+    rows_per_tile: int  # of a block, in one program
+    tiles: int  # of a block
+    queries: int  # rows times heads of a program, padded
+    splits: int
+    config: AttentionConfig
+
+
+def choose_launch(
+    num_blocks: int,
+    rows_per_block: int,
+    heads: tuple[int, int, int],
+    element_size: int,
+    max_kv_len: int,
+    multiprocessors: int,
+    splits: int | None = None,
+    config: AttentionConfig | None = None,
+) -> Launch:
+    """For `heads`: query heads, KV heads, values of each. See paged_attention().
+
+    >>> launch = choose_launch(1, 4, (32, 8, 128), 2, 32768, 132)
+    >>> launch.rows_per_tile, launch.tiles, launch.queries, launch.splits, launch.config.block_n
+    (4, 1, 16, 32, 32)
+    """
+    num_heads, kv_heads, head_dim = heads
+    heads_per_kv = num_heads // kv_heads
+    tiles = triton.cdiv(rows_per_block, max(_MAX_QUERIES[element_size] // heads_per_kv, 1))
+    rows_per_tile = triton.cdiv(rows_per_block, tiles)
+    queries = max(triton.next_power_of_2(rows_per_tile * heads_per_kv), 16)
+    programs = num_blocks * tiles * kv_heads
+    splits = splits or choose_splits(programs, max_kv_len, multiprocessors)
+    assert splits <= _MAX_SPLITS, f"{splits} splits: at most {_MAX_SPLITS}"
+    if config is None:
+        config = attention_config(queries, head_dim, element_size, splits > 1, programs * splits / multiprocessors)
+    return Launch(rows_per_tile, tiles, queries, splits, config)
+
+
 def paged_attention(
     q: Tensor,
     cache: Tensor,
@@ -125,17 +165,12 @@ def paged_attention(
     """
     num_heads, head_dim = q.shape[1:]
     page_size, kv_heads = cache.shape[1], cache.shape[3]
-    heads_per_kv = num_heads // kv_heads
     num_blocks, rows_per_block = blocks.slots.shape[0], blocks.rows_per_block
-    tiles = triton.cdiv(rows_per_block, max(_MAX_QUERIES[q.element_size()] // heads_per_kv, 1))
-    rows_per_tile = triton.cdiv(rows_per_block, tiles)
-    queries = max(triton.next_power_of_2(rows_per_tile * heads_per_kv), 16)
-    programs, multiprocessors = num_blocks * tiles * kv_heads, num_multiprocessors(q.device)
-    splits = splits or choose_splits(programs, blocks.max_kv_len, multiprocessors)
-    assert splits <= _MAX_SPLITS, f"{splits} splits: at most {_MAX_SPLITS}"
-    if config is None:
-        per_sm = programs * splits / multiprocessors
-        config = attention_config(queries, head_dim, q.element_size(), splits > 1, per_sm)
+    heads, multiprocessors = (num_heads, kv_heads, head_dim), num_multiprocessors(q.device)
+    launch = choose_launch(
+        num_blocks, rows_per_block, heads, q.element_size(), blocks.max_kv_len, multiprocessors, splits, config
+    )
+    tiles, splits, config = launch.tiles, launch.splits, launch.config
     partial = log_sums = None
     if splits > 1:
         shape = (splits, num_blocks * rows_per_block, num_heads)
@@ -164,18 +199,18 @@ def paged_attention(
         blocks.positions.shape[0],
         tree.bits.shape[1] if tree else 0,
         rows_per_block,
-        rows_per_tile,
+        launch.rows_per_tile,
         tiles,
         splits,
         KV_HEADS=kv_heads,
-        HEADS_PER_KV=heads_per_kv,
+        HEADS_PER_KV=num_heads // kv_heads,
         HEAD_DIM=head_dim,
         PAGE_SIZE=page_size,
         WINDOW=window or 0,
         IS_TREE=tree is not None,
         SEES_BLOCK=sees_block,
         IS_SPLIT=splits > 1,
-        BLOCK_M=queries,
+        BLOCK_M=launch.queries,
         BLOCK_N=config.block_n,
         BLOCK_D=block_d,
         CARRY_PAGES=config.carry_pages,
@@ -400,8 +435,9 @@ def _attend(  # type: ignore[no-untyped-def]
     q_tile = tl.load(q + (q_rows * q_stride + head * HEAD_DIM)[:, None] + dim[None, :], mask=is_value, other=0.0)
 
     end = tl.minimum(end, table_end)
-    partial_row = ((split.to(tl.int64) * (tl.num_programs(1) // tiles) + block) * rows_per_block + first + row) * HEADS
     if IS_SPLIT:
+        partial_block = split.to(tl.int64) * (tl.num_programs(1) // tiles) + block
+        partial_row = (partial_block * rows_per_block + first + row) * HEADS
         if begin >= end:
             tl.store(log_sums + partial_row + head, MINUS_INFINITY, mask=is_query)
             return

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from slipstream.kernels.launch import launch_options, let_next_start, wait_for_inputs
+from slipstream.kernels.prefetch import prefetch
 
 FEW_ROWS = 64  # up to here a row is spread over many small programs
 
@@ -99,11 +100,16 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
     inside = column < HALF
     of_head = head * (2 * HALF) + column[None, :]
     known = (head < HEADS + 2 * KV_HEADS) & inside[None, :]
+    angles = row * (2 * HALF) + column
+    if PDL:  # layers share these, but between two of them much else goes through the L2 cache
+        prefetch(kv_rows + row)
+        whole_row = row * (2 * HALF) + tl.minimum(tl.arange(0, 2 * BLOCK), 2 * HALF - 1)
+        prefetch(cos + whole_row)
+        prefetch(sin + whole_row)
     wait_for_inputs(PDL)
     low_in = qkv + row * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + of_head
     low = tl.load(low_in, known, other=0.0)
     high = tl.load(low_in + HALF, known, other=0.0)
-    angles = row * (2 * HALF) + column
     low_cos, high_cos = tl.load(cos + angles, inside, other=0.0), tl.load(cos + angles + HALF, inside, other=0.0)
     low_sin, high_sin = tl.load(sin + angles, inside, other=0.0), tl.load(sin + angles + HALF, inside, other=0.0)
     kv_row = tl.load(kv_rows + row)

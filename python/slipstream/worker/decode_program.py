@@ -9,16 +9,20 @@ from slipstream.attention.base import DeviceRows
 from slipstream.kernels.draw import draw_tokens
 from slipstream.kernels.rows import decode_rows
 from slipstream.kernels.verify_chain import verify_chain
-from slipstream.layers.upload import upload_into
+from slipstream.layers.upload import upload, upload_into
 from slipstream.worker.device_parts import DeviceParts
 
 
 class DecodeProgram:
     """A step of `batch` slots with `depth` drafts each, so M = depth + 1 rows; `extends`: the draft runs over them.
 
-    load() says which slots, run() launches everything, and then `results`, int32 [batch, M + 2], holds for each slot
-    the number of its tokens, whether all is finite, and the tokens. Slots that are not given are the dummy.
+    load() says which slots; forward() leaves `drafts`, int64 [batch, depth], and `hidden` [batch * M, D]; tail() leaves
+    `results`, int32 [batch, M + 2]: for each slot the number of its tokens, whether all is finite, and the tokens.
+    Slots that are not given are the dummy.
     """
+
+    drafts: Tensor
+    hidden: Tensor
 
     def __init__(self, parts: DeviceParts, batch: int, depth: int, extends: bool) -> None:
         self.parts, self.batch, self.depth, self.extends = parts, batch, depth, extends
@@ -28,7 +32,7 @@ class DecodeProgram:
         self._max_accepted = torch.tensor(self._loaded_most, dtype=torch.int32, device=device)
         self.results = torch.zeros(batch, width + 2, dtype=torch.int32, device=device)
         positions, kv_rows = (torch.zeros(batch * width, dtype=torch.int64, device=device) for _ in range(2))
-        self._rows = DeviceRows(
+        self.rows = DeviceRows(
             page_tables=parts.state.page_tables,
             positions=positions,
             kv_rows=kv_rows,
@@ -55,27 +59,37 @@ class DecodeProgram:
             self._loaded_most = max_accepted
 
     def run(self) -> None:
-        """Draft, forward, draw, verify, commit, extend the draft."""
-        parts, state = self.parts, self.parts.state
-        rows, width = self._rows, self.depth + 1
+        """The whole step."""
+        self.forward()
+        self.tail()
+
+    def forward(self) -> None:
+        """Draft, and run the target over the bonus tokens and the drafts: `drafts` and `hidden` are there."""
+        parts, state, rows = self.parts, self.parts.state, self.rows
+        width = self.depth + 1
         decode_rows(
             self._slots, state.committed_len, state.page_tables, width, state.page_size, rows.positions, rows.kv_rows
         )
         bonus = state.bonus.index_select(0, self._slots)
-        drafts = bonus.new_zeros(self.batch, 0)
+        self.drafts = bonus.new_zeros(self.batch, 0)
         if self.depth:
             assert parts.chain is not None
-            drafts = parts.chain.draft(self._slots, self._levels(), self.depth)
-        token_ids = torch.cat((bonus.unsqueeze(1), drafts), 1).view(-1) if self.depth else bonus
+            self.drafts = parts.chain.draft(self._slots, self._levels(), self.depth)
+        token_ids = torch.cat((bonus.unsqueeze(1), self.drafts), 1).view(-1) if self.depth else bonus
         parts.attention.plan_rows(rows)
-        hidden = parts.model.forward(parts.model.embed(token_ids), rows.positions, parts.attention)
-        logits = parts.model.compute_logits(hidden, widen=False)
+        self.hidden = parts.model.forward(parts.model.embed(token_ids), rows.positions, parts.attention)
+
+    def tail(self) -> None:
+        """Draw, verify, commit, extend the draft: `results` are there."""
+        parts, state, rows = self.parts, self.parts.state, self.rows
+        width = self.depth + 1
+        logits = parts.model.compute_logits(self.hidden, widen=False)
         row_slots = self._slots.unsqueeze(1).expand(-1, width).contiguous().view(-1)
         drawn, is_finite = draw_tokens(logits, row_slots, rows.positions + 1, parts.tables)
         results, successors = verify_chain(
             drawn.view(self.batch, width),
             is_finite.view(self.batch, width),
-            drafts,
+            self.drafts,
             self._slots,
             self._max_accepted,
             parts.simulated_length if self.depth else None,
@@ -88,14 +102,29 @@ class DecodeProgram:
         if self.extends:
             assert parts.chain is not None
             last_rows = self._first_rows + (results[:, 0] - 1)
-            parts.chain.extend(rows, successors.view(-1), hidden, self._slots, last_rows)
+            parts.chain.extend(rows, successors.view(-1), self.hidden, self._slots, last_rows)
+
+    def extend(self, successors: list[list[int]]) -> None:
+        """In the place of tail(), where the host has drawn `successors` of each slot and committed them: extend the
+        draft alone.
+        """
+        parts, device, width = self.parts, self.parts.device, self.depth + 1
+        if not self.extends:
+            return
+        assert parts.chain is not None
+        rest = self.batch - len(successors)
+        padded = [[*own, *[0] * (width - len(own))] for own in successors] + [[0] * width] * rest
+        lasts = [row * width + max(len(own), 1) - 1 for row, own in enumerate(successors)]
+        lasts += range(len(successors) * width, self.batch * width, width)
+        last_rows = upload(lasts, torch.int64, device)
+        parts.chain.extend(self.rows, upload(padded, torch.int64, device).view(-1), self.hidden, self._slots, last_rows)
 
     def _levels(self) -> DeviceRows:
         """The rows of each level of drafts: one for each slot."""
         shape = (self.batch, self.depth + 1)
-        positions, kv_rows = (each.view(shape).t().contiguous() for each in (self._rows.positions, self._rows.kv_rows))
+        positions, kv_rows = (each.view(shape).t().contiguous() for each in (self.rows.positions, self.rows.kv_rows))
         return replace(
-            self._rows,
+            self.rows,
             positions=positions,
             kv_rows=kv_rows,
             block_starts=self._level_starts,

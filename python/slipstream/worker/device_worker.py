@@ -9,21 +9,25 @@ import torch
 from torch import Tensor
 
 from slipstream.errors import WorkerDied
+from slipstream.layers.upload import upload
 from slipstream.messages.to_scheduler import SlotResult, StepResult
 from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
-from slipstream.worker.decode_program import token_ids_of
+from slipstream.sampling.candidates import Candidates
+from slipstream.worker.decode_program import DecodeProgram, token_ids_of
 from slipstream.worker.device_parts import DeviceParts
+from slipstream.worker.outcome import Outcome, Path
 from slipstream.worker.pending import Moment, PendingStep, to_host
 from slipstream.worker.prefill_program import PrefillShape
-from slipstream.worker.step_graphs import StepGraphs
+from slipstream.worker.step_graphs import DecodeRun, StepGraphs
 from slipstream.worker.worker import NOT_FINITE, Worker, WorkerParts
 
 
 class DeviceWorker(Worker):
     """Launches a step when its plan comes, and says what came of it when the device is done.
 
-    Lengths, tokens and drafts stay on the device; a plan does not depend on them. A step that somebody on the host has
-    a say in (penalties, logprobs, images, trees of drafts) waits for those before it and is executed as Worker does.
+    Lengths, tokens and drafts stay on the device; a plan does not depend on them. Where the host has a say in what a
+    decode step draws (penalties, bias, logprobs), it waits for the steps before, and draws between the step's two
+    segments. A step with images, or with such requests' prompts, is executed as Worker does.
     """
 
     def __init__(self, parts: WorkerParts, device_parts: DeviceParts, graphs: StepGraphs) -> None:
@@ -44,12 +48,15 @@ class DeviceWorker(Worker):
         started, begun = time.perf_counter(), Moment(self._device_parts.device)
         with torch.inference_mode():
             self._admit(plan)
-            if self._takes(plan):
+            if not self._runs_on_device(plan):
+                self._wait_for_all()
+                self._tell_speculator()
+                self._done.append(self._execute(plan, started))
+            elif self._is_plain(plan.decode):
                 self._pending.append(self._launch(plan, begun))
-                return
-            self._wait_for_all()
-            self._tell_speculator()
-            self._done.append(self._execute(plan, started))
+            else:
+                self._wait_for_all()
+                self._done.append(self._draw_on_host(plan, started))
 
     def finished(self) -> list[StepResult]:
         while self._pending and self._is_done(self._pending[0]):
@@ -73,13 +80,14 @@ class DeviceWorker(Worker):
         with _naming(pending):
             return pending.ended.is_past
 
-    def _takes(self, plan: Plan) -> bool:
-        """Whether the host has no say in what the plan's rows become."""
+    def _runs_on_device(self, plan: Plan) -> bool:
+        """Whether the programs can run the plan's rows. Of chunks they draw too, so the host may have no say there."""
         if self._images is not None and self._images.in_use:
             return False
-        if self._speculation is not None and self._device_parts.chain is None:
-            return False
-        slots = [*plan.decode, *(chunk.slot for chunk in plan.chunks)]
+        return self._is_plain([chunk.slot for chunk in plan.chunks])
+
+    def _is_plain(self, slots: Sequence[int]) -> bool:
+        """Whether the device can draw for these slots: nobody asks for what only the host does."""
         return self._scored.isdisjoint(slots) and self._sampler.is_plain(slots)
 
     def _admit(self, plan: Plan) -> None:
@@ -119,12 +127,54 @@ class DeviceWorker(Worker):
         return to_host(program.results)
 
     def _launch_decode(self, slots: list[int], num_drafts: list[int]) -> Tensor:
+        run = self._forward(slots, num_drafts)
+        run.tail()
+        return to_host(run.program.results)
+
+    def _forward(self, slots: list[int], num_drafts: list[int]) -> DecodeRun:
         extends = any(self._follows(slot) for slot in slots)
-        program, run = self._graphs.decode(len(slots), max(num_drafts), extends)
+        run = self._graphs.decode(len(slots), max(num_drafts), extends)
         most = [min(count, self._verifier.cap(slot)) for slot, count in zip(slots, num_drafts, strict=True)]
-        program.load(slots, most)
-        run()
-        return to_host(program.results)
+        run.program.load(slots, most)
+        run.forward()
+        return run
+
+    def _draw_on_host(self, plan: Plan, started: float) -> StepResult:
+        """Execute a plan in whose decode slots the host has a say: between the segments it draws for all of them. All
+        steps before have returned.
+        """
+        chunks = [chunk for chunk in plan.chunks if chunk.slot not in self._errors]
+        decode = [slot for slot in plan.decode if slot not in self._errors]
+        outcomes = {slot: Outcome() for slot in (*decode, *(chunk.slot for chunk in chunks))}
+        chunk_results = self._launch_chunks(chunks) if chunks else None
+        if decode:
+            num_drafts = [plan.draft_depths.get(slot, 0) if self._follows(slot) else 0 for slot in decode]
+            run = self._forward(decode, num_drafts)
+            paths = self._sample_forward(run.program, decode, num_drafts, outcomes)
+            self._commit(paths, is_chain=True)
+            drawn = {path.slot: path.token_ids for path in paths}
+            run.program.extend([drawn.get(slot, []) for slot in decode])
+        self._speculator_is_behind = True
+        if chunk_results is not None:
+            Moment(self._device_parts.device).wait()
+            for chunk, (count, is_finite, token_id) in zip(chunks, chunk_results.tolist(), strict=False):
+                outcomes[chunk.slot].token_ids = [token_id] * count
+                if not is_finite:
+                    self._errors[chunk.slot] = NOT_FINITE
+        slots = [*plan.decode, *(chunk.slot for chunk in plan.chunks)]
+        results = [self._result(slot, outcomes.get(slot)) for slot in slots]
+        return StepResult(plan.step, results, time.perf_counter() - started)
+
+    def _sample_forward(
+        self, program: DecodeProgram, slots: list[int], num_drafts: list[int], outcomes: dict[int, Outcome]
+    ) -> list[Path]:
+        """Of the rows that forward() has computed those of wanted drafts are looked at."""
+        device, width = self._device_parts.device, program.depth + 1
+        rows = [slot * width + node for slot, count in enumerate(num_drafts) for node in range(count + 1)]
+        first_positions = [self._state.committed_len_cpu[slot] + 1 for slot in slots]
+        drafts = program.drafts[: len(slots), : max(num_drafts)]
+        hidden = program.hidden.index_select(0, upload(rows, torch.int64, device))
+        return self._sample(slots, first_positions, Candidates.chain(num_drafts, drafts), hidden, outcomes)
 
     def _follows(self, slot: int) -> bool:
         return self._speculation is not None and self._speculation.follows(slot)

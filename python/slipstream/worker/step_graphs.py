@@ -1,14 +1,16 @@
 """The CUDA graphs of a worker: which steps have one, how they are captured, and which graph a step takes."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from slipstream.errors import SlipstreamError
 from slipstream.log import get_logger
+from slipstream.worker.borrowed import borrowed
 from slipstream.worker.decode_program import DecodeProgram
 from slipstream.worker.device_parts import DeviceParts
 from slipstream.worker.prefill_program import PrefillProgram, PrefillShape
@@ -18,12 +20,6 @@ logger = get_logger(__name__)
 _SMALL_BATCHES = (1, 2, 4, 8)
 _PREFILL_ROWS = (32, 64, 128, 256, 512, 1024)
 _MAX_PREFILL_REQUESTS = 64
-
-
-class Program(Protocol):
-    """Device work on fixed buffers."""
-
-    def run(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -65,12 +61,21 @@ def prefill_buckets(most_rows: int, most_requests: int) -> list[PrefillShape]:
     return [PrefillShape(rows, min(rows, requests)) for rows in _PREFILL_ROWS if rows <= most_rows]
 
 
+@dataclass(frozen=True)
+class DecodeRun:
+    """A program, and what runs its two segments: after forward() comes tail(), or what the host does in its place."""
+
+    program: DecodeProgram
+    forward: Callable[[], None]
+    tail: Callable[[], None]
+
+
 class StepGraphs:
     """Programs with their graphs, in one pool of memory: they run one after the other."""
 
     def __init__(self, parts: DeviceParts) -> None:
         self._parts = parts
-        self._decode: dict[DecodeKey, tuple[DecodeProgram, Any]] = {}
+        self._decode: dict[DecodeKey, DecodeRun] = {}
         self._prefill: dict[PrefillKey, tuple[PrefillProgram, Any]] = {}
         self._batches: list[int] = []
         self._depths: list[int] = []
@@ -96,25 +101,25 @@ class StepGraphs:
         before = torch.cuda.memory_reserved()
         for done, key in enumerate(prefill_keys):
             prefill = PrefillProgram(self._parts, key.shape, key.extends)
-            self._prefill[key] = prefill, _capture(prefill, pool, str(key))
+            _warm_up(prefill.run, str(key))
+            self._prefill[key] = prefill, _capture(prefill.run, pool, str(key))
             progress(done + 1, total)
         for done, decode_key in enumerate(decode_keys, start=len(prefill_keys)):
             decode = DecodeProgram(self._parts, decode_key.batch, decode_key.depth, decode_key.extends)
-            self._decode[decode_key] = decode, _capture(decode, pool, str(decode_key))
+            self._decode[decode_key] = _capture_decode(decode, pool, str(decode_key))
             progress(done + 1, total)
         grown = (torch.cuda.memory_reserved() - before) / 2**30
         elapsed_s = time.perf_counter() - started
         logger.info("captured %d CUDA graphs in %.1f s, with %.2f GiB of memory", total, elapsed_s, grown)
 
-    def decode(self, batch: int, depth: int, extends: bool) -> tuple[DecodeProgram, Callable[[], None]]:
-        """A program for at least so many slots and drafts, and what runs it."""
+    def decode(self, batch: int, depth: int, extends: bool) -> "DecodeRun":
+        """For at least so many slots and drafts."""
         size = next((each for each in self._batches if each >= batch), None)
         drafts = next((each for each in self._depths if each >= depth), None)
         if size is not None and drafts is not None:
-            program, graph = self._decode[DecodeKey(size, drafts, extends or drafts > 0)]
-            return program, graph.replay
+            return self._decode[DecodeKey(size, drafts, extends or drafts > 0)]
         fresh = DecodeProgram(self._parts, batch, depth, extends)
-        return fresh, fresh.run
+        return DecodeRun(fresh, fresh.forward, fresh.tail)
 
     def prefill(self, shape: PrefillShape, extends: bool) -> tuple[PrefillProgram, Callable[[], None] | None]:
         """A program for at least that shape, and what runs it; None: it has no graph, and run() may be planned on the
@@ -144,18 +149,37 @@ def decode_keys_of(batches: Iterable[int], depths: Iterable[int], *, has_chain: 
     return keys
 
 
-def _capture(program: Program, pool: Any, name: str) -> Any:
-    """Run the program once, which compiles its kernels, and then into a graph."""
-    graph = torch.cuda.CUDAGraph()
-    try:
+def _capture_decode(program: DecodeProgram, pool: Any, name: str) -> DecodeRun:
+    _warm_up(program.run, name)
+    forward = _capture(program.forward, pool, name)
+    tail = _capture(program.tail, pool, name)
+    program.drafts, program.hidden = borrowed(program.drafts), borrowed(program.hidden)
+    return DecodeRun(program, forward.replay, tail.replay)
+
+
+def _warm_up(launch: Callable[[], None], name: str) -> None:
+    """Compile the kernels: that is not possible during a capture."""
+    with _naming(name):
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            program.run()
+            launch()
         torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph, pool=pool):
-            program.run()
-    except torch.cuda.OutOfMemoryError as error:
+
+
+def _capture(launch: Callable[[], None], pool: Any, name: str) -> Any:
+    graph = torch.cuda.CUDAGraph()
+    with _naming(name), torch.cuda.graph(graph, pool=pool):
+        launch()
+    return graph
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors say which step they are about, and which flag helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
         raise SlipstreamError(
             f"no memory left for the CUDA graph of {name}; lower --mem-fraction-static, --cuda-graph-max-bs or "
             f"--max-running-requests: {error}"
@@ -165,4 +189,3 @@ def _capture(program: Program, pool: Any, name: str) -> Any:
             f"the CUDA graph of {name} could not be captured; --disable-cuda-graph does without graphs, "
             f"--attention-backend torch_native without our attention kernels: {error}"
         ) from error
-    return graph

@@ -176,7 +176,12 @@ class Worker:
             state.set_committed_len(chunk.slot, chunk.start + chunk.length)
             self._score_prompt(chunk, hidden[last_row + 1 - chunk.length : last_row + 1], outcomes[chunk.slot])
         self._check_chunks(batch.num_decode_rows, chunks, hidden)
-        paths = self._sample(batch, hidden, outcomes) if batch.sampled_slots else []
+        paths: list[Path] = []
+        if batch.sampled_slots:
+            rows = hidden
+            if len(batch.sampled_rows) != len(hidden):
+                rows = hidden.index_select(0, upload(batch.sampled_rows, torch.int64, hidden.device))
+            paths = self._sample(batch.sampled_slots, batch.first_positions, batch.candidates, rows, outcomes)
         decoded = [path for path in paths if path.first_row < batch.num_decode_rows]
         self._commit(decoded, batch.candidates.is_chain)
         if self._speculation is not None:
@@ -212,19 +217,24 @@ class Worker:
         if self._num_cores:
             torch.set_num_threads(threads_for_step(num_rows, self._parameters_per_layer, self._num_cores))
 
-    def _sample(self, batch: Batch, hidden: Tensor, outcomes: dict[int, Outcome]) -> list[Path]:
-        """Verify the drafts and draw the next token of each sampled slot; returns the paths of those that go on.
+    def _sample(
+        self,
+        slots: Sequence[int],
+        first_positions: Sequence[int],
+        candidates: Candidates,
+        hidden: Tensor,
+        outcomes: dict[int, Outcome],
+    ) -> list[Path]:
+        """Verify the candidates of `slots` from the hidden states [R, D] of all their nodes, and draw the next token of
+        each; returns the paths of those that go on. `first_positions`: of the tokens that the roots draw.
 
         A slot on whose path the logits are not finite ends its own request only.
         """
-        if len(batch.sampled_rows) != hidden.shape[0]:
-            hidden = hidden.index_select(0, torch.tensor(batch.sampled_rows, device=hidden.device))
         logits = self._model.compute_logits(hidden)
-        raw = self._raw_logits(logits, batch)
-        accepted = self._verifier.verify(logits, batch.sampled_slots, batch.first_positions, batch.candidates)
-        slots = upload(batch.sampled_slots, torch.int64, logits.device)
-        self._state.bonus.index_copy_(0, slots, accepted.bonus)
-        paths = paths_of(batch.sampled_slots, batch.first_positions, batch.candidates, accepted)
+        raw = self._raw_logits(logits, slots, candidates)
+        accepted = self._verifier.verify(logits, slots, first_positions, candidates)
+        self._state.bonus.index_copy_(0, upload(slots, torch.int64, logits.device), accepted.bonus)
+        paths = paths_of(slots, first_positions, candidates, accepted)
         for path in paths:
             if path.is_finite:
                 outcomes[path.slot].token_ids, outcomes[path.slot].num_drafts = path.token_ids, path.num_drafts
@@ -232,17 +242,17 @@ class Worker:
                 self._errors[path.slot] = NOT_FINITE
         paths = [path for path in paths if path.is_finite]
         self._take_logprobs(raw, [path for path in paths if path.slot in raw], outcomes)
-        if self._sampler.uses_paths(batch.sampled_slots):
+        if self._sampler.uses_paths(slots):
             drawn = [(path.slot, token_id) for path in paths for token_id in path.token_ids]
             self._sampler.record(
                 [slot for slot, _ in drawn], torch.tensor([token for _, token in drawn], device=logits.device)
             )
         return paths
 
-    def _raw_logits(self, logits: Tensor, batch: Batch) -> dict[int, Tensor]:
+    def _raw_logits(self, logits: Tensor, slots: Sequence[int], candidates: Candidates) -> dict[int, Tensor]:
         """slot -> [nodes, vocab], the logits of a slot that wants logprobs before sampling changes them."""
         raw, first_row = {}, 0
-        for slot, num_drafts in zip(batch.sampled_slots, batch.candidates.num_drafts, strict=True):
+        for slot, num_drafts in zip(slots, candidates.num_drafts, strict=True):
             if self._requests[slot].sampling.top_logprobs is not None:
                 raw[slot] = logits[first_row : first_row + 1 + num_drafts].clone()
             first_row += 1 + num_drafts

@@ -81,7 +81,7 @@ def test_the_parts_of_7b() -> None:
 
 def test_everything_together_stays_in_the_share() -> None:
     found = plan()
-    page_bytes = 16 * (128 * 1024 + 4)
+    page_bytes = 16 * 128 * 1024
     share = int(0.92 * 140 * GIB)
     assert share - page_bytes < found.planned_bytes <= share
     assert sizes(found)["KV pages"] == found.pool.num_pages * page_bytes
@@ -93,7 +93,7 @@ def test_everything_together_stays_in_the_share() -> None:
 
 def test_no_more_than_is_free_but_for_a_margin() -> None:
     found = plan(Memory(140 * GIB, 40 * GIB))
-    page_bytes = 16 * (128 * 1024 + 4)
+    page_bytes = 16 * 128 * 1024
     assert 40 * GIB - MARGIN_BYTES - page_bytes < found.planned_bytes <= 40 * GIB - MARGIN_BYTES
     assert "what free memory leaves" in found.pool.reason
 
@@ -119,7 +119,7 @@ def test_a_draft_has_weights_kv_and_logits() -> None:
     both = plan(of=facts(decode_rows=rows, draft=DRAFT))
     parts = sizes(both)
     assert parts["draft's weights"] == GIB // 2
-    assert parts["KV pages"] == both.pool.num_pages * 16 * (132 * 1024 + 4)
+    assert parts["KV pages"] == both.pool.num_pages * 16 * 132 * 1024
     added = {name: parts[name] - alone[name] for name in alone}
     assert added["logits and sampling of 1024 rows"] == 256 * 32768 * 2
     assert added["activations of 9216 rows"] == 9216 * 2 * (4096 + 8192)
@@ -203,7 +203,7 @@ def test_the_remedy_is_the_one_that_helps(memory: Memory, changes: dict[str, Any
 
 def test_exactly_two_pages_fit_and_one_byte_less_does_not() -> None:
     others = plan(mem_fraction_static=0.5).planned_bytes - sizes(plan(mem_fraction_static=0.5))["KV pages"]
-    least = others + MARGIN_BYTES + 2 * 16 * (128 * 1024 + 4)
+    least = others + MARGIN_BYTES + 2 * 16 * 128 * 1024
     assert plan(Memory(140 * GIB, least)).pool.num_pages == 2
     with pytest.raises(ConfigError, match="the least, two pages of 16 tokens"):
         plan(Memory(140 * GIB, least - 1))
