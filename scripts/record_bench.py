@@ -3,6 +3,9 @@
 python scripts/record_bench.py one-batch --batch-size 1 16
 python scripts/record_bench.py serving --concurrency 1 16
 python scripts/record_bench.py speculative
+python scripts/record_bench.py --rows rows.jsonl --machine "NVIDIA H200" serving --device cuda
+
+With --rows nothing is run: the rows are those that this benchmark with these flags wrote on another machine.
 """
 
 import sys
@@ -23,14 +26,16 @@ RATIO_TARGETS = {"questions": ">= 1.5", "source": ">= 1.0"}  # as served by defa
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def to_results(benchmark: str, rows: list[dict[str, Any]], command: str) -> list[results.Result]:
-    """One Result for each figure of each row that could be measured."""
+def to_results(
+    benchmark: str, rows: list[dict[str, Any]], command: str, machine: str | None = None
+) -> list[results.Result]:
+    """One Result for each figure of each row that could be measured, on `machine` or on this one."""
     figures = SPECULATIVE_FIGURES if benchmark == "speculative" else FIGURES
     return [
         results.Result(
             date=results.today(),
             commit=results.current_commit(REPOSITORY),
-            machine=results.this_machine(),
+            machine=machine or results.this_machine(),
             command=command,
             case=f"{describe(benchmark, row)}: {name}",
             value=row[name],
@@ -81,14 +86,23 @@ def describe(benchmark: str, row: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     """The exit code of the benchmark."""
+    if arguments[:1] == ["--rows"]:
+        _, rows_file, _, machine, *arguments = arguments
+        keep(arguments, read_rows(Path(rows_file)), machine)
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "rows.jsonl"
         code = slipstream(["bench", *arguments, "--output-json", str(output)])
         if code == 0:
-            command = results.command_line("slipstream", ["bench", *arguments])
-            rows = to_results(arguments[0], read_rows(output), command)
-            results.append(REPOSITORY / "bench" / "results" / f"{arguments[0]}.jsonl", rows)
+            keep(arguments, read_rows(output), None)
     return code
+
+
+def keep(arguments: list[str], rows: list[dict[str, Any]], machine: str | None) -> None:
+    """Rows of `slipstream bench ARGUMENTS`."""
+    command = results.command_line("slipstream", ["bench", *arguments])
+    file = REPOSITORY / "bench" / "results" / f"{arguments[0]}.jsonl"
+    results.append(file, to_results(arguments[0], rows, command, machine))
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ def test_a_graph_sees_requests_that_came_after_it_and_changes_no_bit() -> None:
         assert_same(eager, sampler.scores(logits.float(), list(range(9)), list(range(100, 109))))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_requests_come_and_go_without_waiting_for_the_device() -> None:
     sampler = Sampler(2, 32768, DEVICE)
     everything = SamplingParams(
