@@ -1,7 +1,8 @@
 """Steps that the device drives: with CUDA graphs and without bit for bit the same, and what the CPU computes."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from slipstream.attention.paging import locate
 from slipstream.messages.sampling import SamplingParams
 from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
 from slipstream.speculative.autoregressive import AutoRegressiveSpeculator
+from slipstream.worker.decode_program import DecodeProgram
 from slipstream.worker.device_worker import DeviceWorker
-from slipstream.worker.prefill_program import PrefillShape
+from slipstream.worker.prefill_program import PrefillProgram, PrefillShape
+from slipstream.worker.step_graphs import DecodeRun
 from slipstream.worker.worker import Worker
 from support.gpu_models import (
     CONTEXT,
@@ -55,18 +58,18 @@ def sampling_of(slot: int) -> SamplingParams:
     return msgspec.structs.replace(SAMPLED, seed=slot, accept_cap=1 if slot == 4 else None)
 
 
-def enter(slot: int, *, warm: bool) -> NewRequest:
+def enter(slot: int, sampling: SamplingParams | None = None, *, warm: bool) -> NewRequest:
     """Slot 2 has a prompt that is longer than a program's share of keys."""
     prompt = prompt_of(slot, 300 if slot == 2 else 5 + 7 * slot % 40)
-    return NewRequest(slot, prompt, len(prompt), sampling_of(slot), pages_of(slot), 0, warm=warm)
+    return NewRequest(slot, prompt, len(prompt), sampling or sampling_of(slot), pages_of(slot), 0, warm=warm)
 
 
-def make_plans(batch: int, depth: int) -> list[Plan]:
+def make_plans(batch: int, depth: int, samplings: Mapping[int, SamplingParams] | None = None) -> list[Plan]:
     """`batch` requests, of which slot 1 is cold; in each step they stand in another order with other numbers of drafts,
-    of which one at least is `depth`, but in two steps nobody has drafts.
+    of which one at least is `depth`, but in two steps nobody has drafts. `samplings` replace those of some slots.
     """
     rng = random.Random(batch)
-    new = [enter(slot, warm=depth > 0 and slot != 1) for slot in range(batch)]
+    new = [enter(slot, (samplings or {}).get(slot), warm=depth > 0 and slot != 1) for slot in range(batch)]
     plans = [Plan(1, new=new, chunks=[PrefillChunk(each.slot, 0, each.prompt_len, True) for each in new])]
     for step in range(NUM_STEPS):
         depths = {} if step in (2, 5) else {slot: rng.randint(0, depth) for slot in range(batch)} | {0: depth}
@@ -141,11 +144,16 @@ def workers(pair: Pair) -> Iterator[Callable[[int, str], tuple[DeviceWorker, Dev
     made.clear()
 
 
-def both(pair_of_workers: tuple[DeviceWorker, DeviceWorker], batch: int, depth: int) -> tuple[Any, Any]:
+def both(
+    pair_of_workers: tuple[DeviceWorker, DeviceWorker],
+    batch: int,
+    depth: int,
+    samplings: Mapping[int, SamplingParams] | None = None,
+) -> tuple[Any, Any]:
     """(tokens, state) of each worker."""
     found = []
     for worker in pair_of_workers:
-        results = run(worker, make_plans(batch, depth))
+        results = run(worker, make_plans(batch, depth, samplings))
         found.append((results, final_state(worker, batch)))
         worker.step(Plan(99, release=list(range(batch))))
     return found[0], found[1]
@@ -162,6 +170,16 @@ def test_a_full_graph_gives_the_bits_of_single_launches(workers: Any, batch: int
     if depth and batch > 1:
         accepted = sum(len(token_ids) - 1 for entries in tokens for _, token_ids, _ in entries)
         assert accepted > 0, "no draft was accepted: nothing was tested"
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_where_the_host_draws_graphs_give_the_same_bits(workers: Any, depth: int) -> None:
+    """Penalties and logprobs: the tail of the step is not the graph's."""
+    scored = msgspec.structs.replace(GREEDY, top_logprobs=2)
+    penalised = msgspec.structs.replace(SAMPLED, repetition_penalty=1.3, logit_bias={80: 2.0})
+    found, other = both(workers(depth, BF16), 6, depth, {3: scored, 5: penalised})
+    assert found[0] == other[0]
+    assert [name for name in found[1] if not torch.equal(found[1][name], other[1][name])] == []
 
 
 @pytest.mark.parametrize("batch", [5, 9])
@@ -192,21 +210,19 @@ def without_nobodys(worker: DeviceWorker, tensors: Sequence[Tensor]) -> list[Ten
     return [tensor[:num_slots] if len(tensor) == num_slots + 1 else tensor[1:] for tensor in tensors]
 
 
-def assert_graph_is_program(worker: DeviceWorker, program: Any, graph: Any, num_results: int) -> None:
-    """From one state, a replay and run() lead to the same bits."""
+def assert_graph_is_program(worker: DeviceWorker, replay: Callable[[], Tensor], launch: Callable[[], Tensor]) -> None:
+    """From one state both lead to the same bits. They return the results of the slots that are there."""
     tensors = everything(worker)
     before = [tensor.clone() for tensor in tensors]
-    graph.replay()
-    replayed = [tensor.clone() for tensor in (*without_nobodys(worker, tensors), program.results[:num_results])]
-    for tensor, old in zip(tensors, before, strict=True):
-        tensor.copy_(old)
-    program.results.zero_()
-    program.run()
-    launched = [*without_nobodys(worker, tensors), program.results[:num_results]]
-    assert [index for index, pair in enumerate(zip(replayed, launched, strict=True)) if not torch.equal(*pair)] == []
-    assert program.results[:num_results, 1].all(), "something was not finite"
-    for tensor, old in zip(tensors, before, strict=True):
-        tensor.copy_(old)
+    found = []
+    for step in (replay, launch):
+        results = step()
+        assert results[:, 1].all(), "something was not finite"
+        found.append([tensor.clone() for tensor in (*without_nobodys(worker, tensors), results)])
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(old)
+    assert [index for index, pair in enumerate(zip(*found, strict=True)) if not torch.equal(*pair)] == []
+    assert any(not torch.equal(*pair) for pair in zip(found[0], without_nobodys(worker, before), strict=False))
 
 
 @torch.inference_mode()
@@ -216,26 +232,43 @@ def test_every_graph_gives_the_bits_of_its_program(pair: Pair, depth: int) -> No
     worker = load_gpu_worker(pair[0], pair[1] if depth else None, max(depth, 1), dtype=BF16)
     shapes = [PrefillShape(32, 2), PrefillShape(128, 4)]
     capture(worker, [4, 8], depth, shapes)
-    slots = [4, 0, 3]
-    new = [enter(slot, warm=depth > 0) for slot in slots]
+    new = [enter(slot, warm=depth > 0) for slot in (4, 0, 3)]
     worker.step(Plan(1, new=new, chunks=[PrefillChunk(each.slot, 0, each.prompt_len, True) for each in new]))
-    dummy = worker.parts.state.dummy_slot
-    for program, graph in worker._graphs._decode.values():
-        program.load(slots, [program.depth, 0, program.depth])
-        assert_graph_is_program(worker, program, graph, len(slots))
-        assert int(worker.parts.state.committed_len[dummy]) == 0
+    for key, run in worker._graphs._decode.items():
+        alone = DecodeProgram(worker._device_parts, key.batch, key.depth, key.extends)
+        for program in (run.program, alone):
+            program.load([each.slot for each in new], [key.depth, 0, key.depth])
+        assert_graph_is_program(worker, partial(replay_decode, run, 3), partial(launch, alone, 3))
     others = [enter(slot, warm=depth > 0) for slot in (7, 6)]
     worker._admit(Plan(2, new=others))
-    for program, graph in worker._graphs._prefill.values():
-        most = program.shape.num_rows // 2
-        lengths = [min(each.prompt_len - 1, most) for each in others]
+    for key, (with_graph, graph) in worker._graphs._prefill.items():
+        lengths = [min(each.prompt_len, key.shape.num_rows // 2 - 1) for each in others]
         chunks = [
-            PrefillChunk(others[0].slot, 0, lengths[0], False),
-            PrefillChunk(others[1].slot, 0, min(others[1].prompt_len, most), others[1].prompt_len <= most),
+            PrefillChunk(each.slot, 0, length, length == each.prompt_len)
+            for each, length in zip(others, lengths, strict=True)
         ]
-        program.load(chunks, worker._prompt_ids)
-        assert_graph_is_program(worker, program, graph, 2)
-        assert int(worker.parts.state.committed_len[dummy]) == 0
+        alone_too = PrefillProgram(worker._device_parts, key.shape, key.extends)
+        for prefill in (with_graph, alone_too):
+            prefill.load(chunks, worker._prompt_ids)
+        assert_graph_is_program(worker, partial(replay_prefill, with_graph, graph, 2), partial(launch, alone_too, 2))
+    dummy = worker.parts.state.dummy_slot
+    assert int(worker.parts.state.committed_len[dummy]) == int(worker.parts.state.bonus[dummy]) == 0
+
+
+def replay_decode(run: DecodeRun, count: int) -> Tensor:
+    run.forward()
+    run.tail()
+    return run.program.results[:count]
+
+
+def replay_prefill(program: PrefillProgram, graph: Any, count: int) -> Tensor:
+    graph.replay()
+    return program.results[:count]
+
+
+def launch(program: DecodeProgram | PrefillProgram, count: int) -> Tensor:
+    program.run()
+    return program.results[:count]
 
 
 # ---- the CPU as the reference

@@ -63,6 +63,7 @@ def load_gpu_worker(target: Path, draft: Path | None = None, depth: int = 3, **c
         "page_size": PAGE_SIZE,
         "context_length": CONTEXT,
         "max_running_requests": MAX_SLOTS,
+        "chunked_prefill_size": 128,
         "max_total_tokens": MAX_SLOTS * PAGES_EACH * PAGE_SIZE,
         "drafts": drafts,
     }

@@ -37,6 +37,7 @@ class DeviceWorker(Worker):
         self._prompt_ids: dict[int, list[int]] = {}  # known tokens, by slot
         self._generations: dict[int, int] = {}  # how many requests a slot has had
         self._scored: set[int] = set()  # slots that want logprobs
+        self._prompt_scored: set[int] = set()  # slots that want those of their prompt
         self._speculator_is_behind = False  # steps have run that it has not heard of
 
     @property
@@ -84,7 +85,8 @@ class DeviceWorker(Worker):
         """Whether the programs can run the plan's rows. Of chunks they draw too, so the host may have no say there."""
         if self._images is not None and self._images.in_use:
             return False
-        return self._is_plain([chunk.slot for chunk in plan.chunks])
+        slots = [chunk.slot for chunk in plan.chunks]
+        return self._is_plain(slots) and self._prompt_scored.isdisjoint(slots)
 
     def _is_plain(self, slots: Sequence[int]) -> bool:
         """Whether the device can draw for these slots: nobody asks for what only the host does."""
@@ -94,13 +96,16 @@ class DeviceWorker(Worker):
         for slot in plan.release:
             self._prompt_ids.pop(slot, None)
             self._scored.discard(slot)
+            self._prompt_scored.discard(slot)
         super()._admit(plan)
 
     def _add(self, new: NewRequest) -> None:
         self._generations[new.slot] = self._generations.get(new.slot, 0) + 1
         self._prompt_ids[new.slot] = new.token_ids
-        if new.sampling.top_logprobs is not None or new.sampling.prompt_logprobs_from is not None:
+        if new.sampling.top_logprobs is not None:
             self._scored.add(new.slot)
+        if new.sampling.prompt_logprobs_from is not None:
+            self._prompt_scored.add(new.slot)
         super()._add(new)
 
     def _launch(self, plan: Plan, begun: Moment) -> PendingStep:

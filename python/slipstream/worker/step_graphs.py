@@ -17,7 +17,7 @@ from slipstream.worker.prefill_program import PrefillProgram, PrefillShape
 
 logger = get_logger(__name__)
 
-_SMALL_BATCHES = (1, 2, 4, 8)
+_SMALL_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48)
 _PREFILL_ROWS = (32, 64, 128, 256, 512, 1024)
 _MAX_PREFILL_REQUESTS = 64
 
@@ -47,7 +47,7 @@ def batch_buckets(most: int) -> list[int]:
     >>> batch_buckets(256)[-5:]
     [128, 160, 192, 224, 256]
     """
-    sizes = [*_SMALL_BATCHES, *range(16, 64, 8), *range(64, 128, 16), *range(128, most + 1, 32)]
+    sizes = [*_SMALL_BATCHES, *range(64, most + 1, 32)]
     return sorted({size for size in sizes if size < most} | {most}) if most else []
 
 
