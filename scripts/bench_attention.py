@@ -7,8 +7,8 @@
 A case is REQUESTSxROWSxLENGTH: so many requests, each with its last ROWS positions as rows and LENGTH tokens in the
 cache. A CUDA graph holds many layers: a kernel that reads as many bytes as a layer has weights, then rotate_and_store
 and paged_attention, which know no length, only that none is above --max-len. Its time less that of a graph of the
-reading kernels alone is what is shown; TB/s are bytes of keys and values, each counted once. "n32 w4 s3 a2 x32" is a
-block of 32 keys, 4 warps, 3 stages, 2 blocks fetched ahead, 32 splits; "p" loads pages where they are used.
+reading kernels alone is what is shown; TB/s are bytes of keys and values, each counted once. "n32 w4 s3 x32" is a block
+of 32 keys, 4 warps, 3 stages, 32 splits. 1x128x128 is a prompt, its rows cut into blocks as a chunk's are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 
 import torch
 import triton
@@ -30,7 +31,10 @@ from slipstream.kernels.launch import launch_options, let_next_start, num_multip
 from slipstream.kernels.paged_attention import AttentionConfig, RowBlocks, choose_launch, paged_attention
 from slipstream.kernels.rotate_and_store import rotate_and_store
 
-CASES = ("1x1x256", "1x1x1024", "1x4x512", "8x1x640", "64x1x640", "64x4x640", "256x1x576", "64x4x2048", "1x4x16384")
+CASES = (
+    *("1x1x256", "1x1x1024", "1x4x512", "8x1x640", "16x1x640", "32x1x640", "64x1x640", "64x4x640", "256x1x576"),
+    *("64x4x2048", "1x4x16384", "1x128x128"),
+)
 MOST_DECODE_ROWS = 17  # more are a chunk, cut into blocks
 CACHE_BYTES = 2**29  # of all layers in rotation: far more than the L2 holds
 MOST_LAYERS = 64
@@ -74,25 +78,17 @@ class Way:
 
     def __str__(self) -> str:
         config = self.config
-        carries = "" if config.carry_pages else " p"
-        return f"n{config.block_n} w{config.num_warps} s{config.num_stages} a{config.ahead} x{self.splits}{carries}"
+        return f"n{config.block_n} w{config.num_warps} s{config.num_stages} x{self.splits}"
 
 
 def other_ways(default: Way) -> Iterator[Way]:
     """What --try measures besides the default."""
     config, splits = default.config, default.splits
-    yield replace(default, config=replace(config, ahead=0 if config.ahead else 1))
-    yield replace(default, config=replace(config, ahead=config.ahead * 2 or 2))
-    yield replace(default, config=replace(config, num_stages=2, carry_pages=False))
-    if splits > 1:
-        compiled = [(16, 4, 3), (16, 1, 3), (32, 1, 3), (32, 2, 3), (64, 4, 3)]
-        others = [splits // 2, min(splits * 2, 128)]
-    else:
-        compiled = [(32, 4, 4), (64, 2, 3), (64, 4, 2), (64, 4, 4), (128, 4, 2)]
-        others = [2]
-    for block_n, num_warps, num_stages in compiled:
-        yield replace(default, config=AttentionConfig(block_n, num_warps, num_stages, ahead=config.ahead))
-    yield from (replace(default, splits=count) for count in others)
+    for block_n, num_stages in product((32, 64), (2, 3, 4)):
+        if (block_n, num_stages) != (config.block_n, config.num_stages):
+            yield replace(default, config=replace(config, block_n=block_n, num_stages=num_stages))
+    counts = {1, splits // 2, min(splits * 3 // 2, 128), min(splits * 2, 128)} if splits > 1 else {2}
+    yield from (replace(default, splits=count) for count in sorted(counts - {splits}))
 
 
 @triton.jit

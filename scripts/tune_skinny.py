@@ -2,12 +2,15 @@
 
     python scripts/tune_skinny.py                                         all cases, most valuable ones first
     python scripts/tune_skinny.py --only 7b --rows 1 4 --seconds 120      some of them
+    python scripts/tune_skinny.py --ops norm_gate_up norm_linear          those behind a norm
     python scripts/tune_skinny.py --output table.json                     add to a table, or start one
 
 Each config is first checked against float64: its error may be twice that of torch's own operations. Then it is timed
 in a CUDA graph that goes through more copies of the weight than the L2 cache holds, one launch after the other as in
 production. A product that follows attention is timed behind a kernel that leaves the memory idle for some microseconds,
-which it may use to fetch weights. For comparison: cuBLAS, which has 3 us for what it does not fuse.
+which it may use to fetch weights. A product behind a norm is measured in three ways: one kernel for both, the norm's
+kernel and a product of ours, the norm's kernel and cuBLAS, with the activation's kernel for gate and up. The best
+three configs of each case are printed.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +36,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from slipstream.kernels.activation import silu_and_mul
 from slipstream.kernels.launch import launch_options, let_next_start, num_multiprocessors, wait_for_inputs
-from slipstream.kernels.skinny import skinny_linear, skinny_norm_gate_up, skinny_norm_linear
-from slipstream.kernels.skinny_configs import CUBLAS, ROW_BUCKETS, Op, SkinnyConfig, table_name
+from slipstream.kernels.norm import add_rms_norm
+from slipstream.kernels.skinny import skinny_gate_up, skinny_linear, skinny_norm_gate_up, skinny_norm_linear
+from slipstream.kernels.skinny_configs import CUBLAS, MMA_COLUMNS, ROW_BUCKETS, Op, SkinnyConfig, table_name
 
 TABLES = Path(__file__).resolve().parent.parent / "python" / "slipstream" / "kernels" / "tuning"
-UNFUSED_US = 3.0  # what norm, residual add and SiLU cost as kernels of their own
 ROTATED_BYTES = 256e6
 MIN_LAUNCHES = 12
 REPLAYS = 5
@@ -46,6 +50,11 @@ SHARED_MEMORY = 227 * 1024
 EPS = 1e-5
 SAME_BITS_GAIN = 1.02  # a config whose rows have the bits of one row's config is taken if it is slower by less
 GAP_STEPS = 2500  # of the kernel that stands for attention: about 6 us
+PLAIN_OPS: dict[Op, Op] = {"norm_linear": "linear", "norm_gate_up": "gate_up"}  # what stands behind a norm
+MAX_MMA_ROWS = 16  # more rows are not tried
+MAX_MMA_WARPS = 16  # of a multiprocessor: a thread of an mma takes up to 128 registers
+WEIGHT_REGISTERS = 64  # of a thread, for weights on their way
+PRINTED = 3
 
 
 @dataclass(frozen=True)
@@ -65,26 +74,48 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Timing:
+class Candidate:
+    """A config of the case's op, or of the one that is left of it behind a norm's kernel."""
+
+    op: Op
     config: SkinnyConfig
-    us: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    candidate: Candidate
+    us: float  # of the whole case
+
+    @property
+    def config(self) -> SkinnyConfig:
+        return self.candidate.config
 
 
 @dataclass(frozen=True)
 class Result:
     case: Case
-    best: Timing
+    timings: tuple[Timing, ...]  # the chosen one of each op comes first
     cublas_us: float
 
+    def best(self, op: Op) -> Timing | None:
+        return next((timing for timing in self.timings if timing.candidate.op == op), None)
+
     @property
-    def entry(self) -> dict[str, Any]:
-        """One of the table's: see parse_table()."""
+    def entries(self) -> list[dict[str, Any]]:
+        """Those of the table, one for each op that was tried: see parse_table(). Only what nothing else beats gets a
+        config; of a product behind a norm, "us" is the time of both.
+        """
         shape = self.case.shape
-        config: Any = CUBLAS if self.cublas_us < self.best.us else dataclasses.asdict(self.best.config)
-        return {
-            "op": shape.op, "n": shape.n, "k": shape.k, "rows": self.case.rows, "config": config,
-            "us": round(self.best.us, 2), "cublas_us": round(self.cublas_us, 2),
-        }  # fmt: skip
+        chosen = [timing for op in (shape.op, PLAIN_OPS.get(shape.op)) if op and (timing := self.best(op))]
+        entries = []
+        for timing in chosen:
+            others = [self.cublas_us] + [t.us for t in chosen if timing.candidate.op == shape.op]
+            config: Any = CUBLAS if timing.us > min(others) else dataclasses.asdict(timing.config)
+            entries.append({
+                "op": timing.candidate.op, "n": shape.n, "k": shape.k, "rows": self.case.rows, "config": config,
+                "us": round(timing.us, 2), "cublas_us": round(self.cublas_us, 2),
+            })  # fmt: skip
+        return entries
 
 
 SHAPES = (
@@ -104,36 +135,49 @@ SHAPES = (
 PRIORITY = (("7b", 1), ("7b", 4), ("24b", 1), ("7b", 8), ("7b", 2), ("7b", 3), ("24b", 4), ("24b", 8), ("7b", 16))
 
 
-def ordered_groups(only: str | None, rows: Iterable[int]) -> list[list[Case]]:
-    """The cases of a model and a number of rows, most valuable groups first; one row comes before more."""
-    groups = [(shape.model, count) for count in sorted(rows) for shape in SHAPES if only in (None, shape.model)]
-    unique = sorted(dict.fromkeys(groups), key=lambda g: PRIORITY.index(g) if g in PRIORITY else len(PRIORITY))
-    return [[Case(shape, count) for shape in SHAPES if shape.model == model] for model, count in unique]
+def ordered_groups(only: str | None, rows: Iterable[int], ops: Collection[Op] | None = None) -> list[list[Case]]:
+    """The cases of a model and a number of rows, most valuable groups first; one row comes before more. `ops` names
+    those of the cases, or what stands in them behind a norm.
+    """
+    shapes = [s for s in SHAPES if only in (None, s.model) and (not ops or {s.op, PLAIN_OPS.get(s.op)} & set(ops))]
+    groups = dict.fromkeys((shape.model, count) for count in sorted(rows) for shape in shapes)
+    ordered = sorted(groups, key=lambda g: PRIORITY.index(g) if g in PRIORITY else len(PRIORITY))
+    return [[Case(shape, count) for shape in shapes if shape.model == model] for model, count in ordered]
 
 
-def first_configs(case: Case, processors: int) -> list[SkinnyConfig]:
-    """A coarse grid: at most 16."""
-    return [*(_gemv_grid(case) if case.rows <= 4 else []), *(_dot_grid(case, processors) if case.rows > 1 else [])]
+def first_candidates(case: Case, processors: int) -> list[Candidate]:
+    """A coarse grid: at most 32."""
+    op = case.shape.op
+    fused = [*(_gemv_grid(case) if case.rows <= 4 else []), *(_dot_grid(case, processors) if case.rows > 1 else [])]
+    plain = [*_mma_grid(case, processors), *_narrow_dot_grid(case)] if 1 < case.rows <= MAX_MMA_ROWS else []
+    if op in PLAIN_OPS and case.rows > 1:
+        plain += _dot_grid(case, processors)
+    found = [Candidate(op, c) for c in fused] + [Candidate(PLAIN_OPS.get(op, op), c) for c in plain]
+    return list(dict.fromkeys(found))
+
+
+def _parts(case: Case) -> int:
+    return 2 if case.shape.op == "norm_gate_up" else 1
 
 
 def _gemv_grid(case: Case) -> Iterator[SkinnyConfig]:
-    paired = 2 if case.shape.op == "norm_gate_up" else 1
     for weight_rows in (2, 4, 8):
         for block_k, num_warps in ((1024, 1), (1024, 2), (1024, 4), (2048, 4)):
             row_vectors = block_k // (256 * num_warps)  # 16-byte reads of a thread for a row of a tile
             vectors = weight_rows * row_vectors
             few_registers = vectors <= 16 and vectors * case.rows <= 32 and row_vectors * case.rows <= 8
             if few_registers and block_k <= case.shape.k:
-                yield SkinnyConfig("gemv", weight_rows // paired, block_k, num_warps, 2 if vectors <= 8 else 1)
+                stages = 2 if vectors <= 8 else 1
+                yield SkinnyConfig("gemv", weight_rows // _parts(case), block_k, num_warps, stages)
 
 
 def _dot_grid(case: Case, processors: int) -> Iterator[SkinnyConfig]:
-    outputs = case.shape.n // (2 if case.shape.op == "norm_gate_up" else 1)
+    outputs = case.shape.n // _parts(case)
     few = case.rows <= 4
     for block_n, block_k, num_warps, stages in (
         (16, 256, 2, 4), (32, 128, 4, 4), (32, 256, 4, 4), (64, 128, 4, 4), (64, 256, 4, 3), (128, 128, 4, 4),
     ):  # fmt: skip
-        if few and block_n not in (32, 64):
+        if few and (block_n not in (32, 64) or block_k > 128):
             continue
         wanted = 2 * processors * block_n // outputs
         split_k = 1 << max(0, wanted.bit_length() - 1) if wanted > 1 else 1
@@ -142,28 +186,48 @@ def _dot_grid(case: Case, processors: int) -> Iterator[SkinnyConfig]:
             yield config
 
 
+def _narrow_dot_grid(case: Case) -> Iterator[SkinnyConfig]:
+    """Small blocks, of which many are on a multiprocessor at once: where all are, none has to wait for a place."""
+    for block_n, block_k, num_warps, stages in ((16, 128, 1, 4), (16, 128, 2, 6), (16, 256, 4, 4), (32, 128, 2, 4)):
+        yield SkinnyConfig("dot", block_n, block_k, num_warps, stages, prefetch=True)
+
+
+def _mma_grid(case: Case, processors: int) -> Iterator[SkinnyConfig]:
+    """Blocks of 16 and 32 rows of weights; as many warps as have a place at once, or twice as many with fewer tiles."""
+    for weight_rows, chunks in ((16, 1), (16, 2), (16, 4), (32, 1), (32, 2)):
+        stages = WEIGHT_REGISTERS // (weight_rows // 2 * chunks)
+        for num_warps in (1, 2, 4, 8):
+            warps = case.shape.n / weight_rows / processors * num_warps
+            many = warps > MAX_MMA_WARPS
+            if warps <= MAX_MMA_WARPS / 4 or (warps > 2 * MAX_MMA_WARPS and num_warps > 1) or (many and stages < 4):
+                continue
+            block_k = MMA_COLUMNS * chunks * num_warps
+            yield SkinnyConfig("mma", weight_rows // _parts(case), block_k, num_warps, stages // 2 if many else stages)
+
+
 def _fits(case: Case, config: SkinnyConfig) -> bool:
-    weight_rows = config.block_n * (2 if case.shape.op == "norm_gate_up" else 1)
     inputs = max(8, case.rows) * (1 if case.shape.op == "linear" else 3)
-    return (weight_rows + inputs) * config.block_k * 2 * config.num_stages <= SHARED_MEMORY
+    return (config.block_n * _parts(case) + inputs) * config.block_k * 2 * config.num_stages <= SHARED_MEMORY
 
 
-def next_configs(case: Case, timings: list[Timing]) -> list[SkinnyConfig]:
+def next_candidates(case: Case, timings: list[Timing]) -> list[Candidate]:
     """Neighbours of the best ones: at most 8 that have not been timed."""
-    neighbours: dict[SkinnyConfig, None] = {}
+    neighbours: dict[Candidate, None] = {}
     for timing in sorted(timings, key=lambda t: t.us)[:3]:
         best = timing.config
         changes: list[dict[str, Any]] = [{"num_stages": best.num_stages + 1}, {"num_stages": best.num_stages - 1}]
         changes += [{"prefetch": not best.prefetch}]
         if best.kind == "dot":
             changes += [{"split_k": best.split_k * 2}, {"split_k": best.split_k // 2}, {"block_k": best.block_k * 2}]
-        else:
+        elif best.kind == "gemv":
             changes += [{"num_stages": best.num_stages + 2}, {"num_stages": 1, "prefetch": True}]
+        else:
+            changes += [{"num_stages": best.num_stages + 2}]
         for change in changes:
             if all(value >= 1 for value in change.values() if not isinstance(value, bool)):
-                neighbours[dataclasses.replace(best, **change)] = None
-    known = {timing.config for timing in timings}
-    return [c for c in neighbours if c not in known and (c.kind == "gemv" or _fits(case, c))][:8]
+                neighbours[Candidate(timing.candidate.op, dataclasses.replace(best, **change))] = None
+    known = {timing.candidate for timing in timings}
+    return [c for c in neighbours if c not in known and (c.config.kind != "dot" or _fits(case, c.config))][:8]
 
 
 class Problem:
@@ -178,16 +242,31 @@ class Problem:
         self.weights = [self._normal(shape.n, shape.k, shape.k**-0.5) for _ in range(count)]
         self.residual = self._normal(case.rows, shape.k)
         self.delta = self._normal(case.rows, shape.k)
+        self._sum = self.residual.clone()  # the norm's kernel adds to it in place
         self.norm_weight = (torch.rand(shape.k, device=device, generator=self.generator) + 0.5).bfloat16().float()
 
-    def product(self, config: SkinnyConfig) -> Callable[[Tensor], Tensor]:
-        if self.case.shape.op == "linear":
-            return lambda weight: skinny_linear(self.residual, weight, config)
-        fused = skinny_norm_linear if self.case.shape.op == "norm_linear" else skinny_norm_gate_up
-        return lambda weight: fused(self.delta, self.residual, self.norm_weight, EPS, weight, config)[0]
+    def product(self, candidate: Candidate) -> Callable[[Tensor], Tensor]:
+        """The whole case. Behind a norm's kernel, its first call after reset() has the case's inputs."""
+        op, config = candidate.op, candidate.config
+        if op in ("norm_linear", "norm_gate_up"):
+            fused = skinny_norm_linear if op == "norm_linear" else skinny_norm_gate_up
+            return lambda weight: fused(self.delta, self.residual, self.norm_weight, EPS, weight, config)[0]
+        plain = skinny_linear if op == "linear" else skinny_gate_up
+        return lambda weight: plain(self._normed(), weight, config)
 
     def cublas(self, weight: Tensor) -> Tensor:
-        return F.linear(self.residual, weight)
+        """The case by the library, with kernels of ours before and after it."""
+        y = F.linear(self._normed(), weight)
+        return silu_and_mul(y) if self.case.shape.op == "norm_gate_up" else y
+
+    def reset(self) -> None:
+        self._sum.copy_(self.residual)
+
+    def _normed(self) -> Tensor:
+        """What the product reads."""
+        if self.case.shape.op == "linear":
+            return self.residual
+        return add_rms_norm(self.delta, self._sum, self.norm_weight, EPS)[0]
 
     def unfused(self, dtype: torch.dtype) -> Tensor:
         """The case by torch's own operations, rounded to `dtype` after each."""
@@ -206,11 +285,11 @@ class Problem:
         return values.normal_(0, size, generator=self.generator)
 
 
-def compile_config(case: Case, config: SkinnyConfig) -> bool:
-    """Runs a config once, in a process of its own, so that it lies compiled in the cache on disk; False: too large."""
+def compile_candidate(case: Case, candidate: Candidate) -> bool:
+    """Runs one once, in a process of its own, so that it lies compiled in the cache on disk; False: too large."""
     try:
         problem = Problem(case, copies=1)
-        problem.product(config)(problem.weights[0])
+        problem.product(candidate)(problem.weights[0])
         torch.cuda.synchronize()
     except OutOfResources:
         return False
@@ -283,52 +362,54 @@ class Tuner:
 
     def tune(self, cases: list[Case], one_row: dict[Shape, SkinnyConfig]) -> Iterator[Result]:
         """Stops before a case that would begin after the deadline."""
-        first = self._compile({case: first_configs(case, self._processors) for case in cases})
+        first = self._compile({case: first_candidates(case, self._processors) for case in cases})
         timings: dict[Case, list[Timing]] = {}
         cublas_us: dict[Case, float] = {}
-        for case, configs in first.items():
+        for case, candidates in first.items():
             if time.monotonic() > self._deadline:
                 break
             problem = Problem(case)
             cublas_us[case] = self._stopwatch.us(problem, problem.cublas)
-            cublas_us[case] += UNFUSED_US if case.shape.op != "linear" else 0
-            timings[case] = self._times(problem, configs)
-        more = {case: next_configs(case, done) for case, done in timings.items()}
+            timings[case] = self._times(problem, candidates)
+        more = {case: next_candidates(case, done) for case, done in timings.items()}
         for case in more:
             family = one_row.get(case.shape)
-            if family is not None and case.rows <= 4 and family not in {t.config for t in timings[case]}:
-                more[case].append(family)
-        for case, configs in self._compile(more).items():
-            timings[case] += self._times(Problem(case), configs)
+            same = None if family is None else Candidate(case.shape.op, family)
+            if same is not None and case.rows <= 4 and same not in {t.candidate for t in timings[case]}:
+                more[case].append(same)
+        for case, candidates in self._compile(more).items():
+            timings[case] += self._times(Problem(case), candidates)
             if timings[case]:
-                yield Result(case, choose(timings[case], one_row.get(case.shape)), cublas_us[case])
+                yield Result(case, tuple(ranked(timings[case], one_row.get(case.shape))), cublas_us[case])
 
-    def _compile(self, wanted: dict[Case, list[SkinnyConfig]]) -> dict[Case, list[SkinnyConfig]]:
+    def _compile(self, wanted: dict[Case, list[Candidate]]) -> dict[Case, list[Candidate]]:
         """Those that fit the device."""
-        pairs = [(case, config) for case, configs in wanted.items() for config in configs]
-        fits = self._pool.map(compile_config, *zip(*pairs, strict=True)) if pairs else ()
+        pairs = [(case, candidate) for case, candidates in wanted.items() for candidate in candidates]
+        fits = self._pool.map(compile_candidate, *zip(*pairs, strict=True)) if pairs else ()
         fitting = {pair for pair, fit in zip(pairs, fits, strict=True) if fit}
-        return {case: [c for c in configs if (case, c) in fitting] for case, configs in wanted.items()}
+        return {case: [c for c in candidates if (case, c) in fitting] for case, candidates in wanted.items()}
 
-    def _times(self, problem: Problem, configs: list[SkinnyConfig]) -> list[Timing]:
+    def _times(self, problem: Problem, candidates: list[Candidate]) -> list[Timing]:
         exact = problem.unfused(torch.float64)
         limit = 2 * relative_error(problem.unfused(torch.bfloat16), exact)
         timings = []
-        for config in configs:
-            function = problem.product(config)
+        for candidate in candidates:
+            function = problem.product(candidate)
+            problem.reset()
             error = relative_error(function(problem.weights[0]), exact)
             if not error <= limit:
-                print(f"WRONG: {problem.case} {config}: error {error:.2e}, limit {limit:.2e}")
+                print(f"WRONG: {problem.case} {candidate}: error {error:.2e}, limit {limit:.2e}")
                 continue
-            timings.append(Timing(config, self._stopwatch.us(problem, function)))
+            timings.append(Timing(candidate, self._stopwatch.us(problem, function)))
         return timings
 
 
-def choose(timings: list[Timing], one_row: SkinnyConfig | None) -> Timing:
-    """The fastest; of those about as fast, one whose rows get the bits of the config for one row."""
-    best = min(timings, key=lambda t: t.us)
-    same = [t for t in timings if one_row is not None and order_of_sums(t.config) == order_of_sums(one_row)]
-    return min((t for t in same if t.us <= SAME_BITS_GAIN * best.us), key=lambda t: t.us, default=best)
+def ranked(timings: list[Timing], one_row: SkinnyConfig | None) -> list[Timing]:
+    """The fastest first; of those about as fast, one whose rows get the bits of the config for one row."""
+    by_time = sorted(timings, key=lambda t: t.us)
+    same = [t for t in by_time if one_row is not None and order_of_sums(t.config) == order_of_sums(one_row)]
+    first = [t for t in same if t.us <= SAME_BITS_GAIN * by_time[0].us][:1]
+    return first + [t for t in by_time if t not in first]
 
 
 def order_of_sums(config: SkinnyConfig) -> tuple[object, ...]:
@@ -353,18 +434,26 @@ def write_table(path: Path, device: str, entries: list[dict[str, Any]]) -> None:
 
 
 def describe(result: Result) -> str:
-    shape, config = result.case.shape, result.best.config
+    """A line for each of the best."""
+    shape = result.case.shape
     what = f"{shape.model} {shape.name} {shape.n}x{shape.k}"
+    return "\n".join(
+        f"{what:24} {result.case.rows:3} {timing.candidate.op:12} {describe_config(timing.config):30} {timing.us:8.2f} "
+        f"{2e-6 * shape.n * shape.k / timing.us:6.2f} {result.cublas_us:8.2f}"
+        for timing in result.timings[:PRINTED]
+    )
+
+
+def describe_config(config: SkinnyConfig) -> str:
     how = f"{config.kind} n{config.block_n} k{config.block_k} w{config.num_warps} s{config.num_stages}"
-    how += (f" split{config.split_k}" if config.split_k > 1 else "") + (" pf" if config.prefetch else "")
-    speed = 2e-6 * shape.n * shape.k / result.best.us
-    return f"{what:24} {result.case.rows:3} {how:32} {result.best.us:8.2f} {speed:6.2f} {result.cublas_us:8.2f}"
+    return how + (f" split{config.split_k}" if config.split_k > 1 else "") + (" pf" if config.prefetch else "")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", choices=ROW_BUCKETS, default=ROW_BUCKETS)
     parser.add_argument("--only", choices=sorted({shape.model for shape in SHAPES}), help="the shapes of one model")
+    parser.add_argument("--ops", nargs="+", choices=get_args(Op), help="cases of these, alone or behind a norm")
     parser.add_argument("--output", type=Path, help="the table to write or add to; default: the package's own")
     parser.add_argument("--seconds", type=float, default=240.0, help="start no case after so long")
     options = parser.parse_args()
@@ -373,7 +462,7 @@ def main() -> int:
     device = torch.cuda.get_device_name()
     with ProcessPoolExecutor(min(16, os.cpu_count() or 1), get_context("spawn")) as pool:
         deadline = time.monotonic() + options.seconds
-        groups = ordered_groups(options.only, options.rows)
+        groups = ordered_groups(options.only, options.rows, options.ops)
         tune_groups(Tuner(pool, deadline), groups, deadline, device, options.output or TABLES / table_name(device))
     return 0
 
@@ -382,16 +471,17 @@ def tune_groups(tuner: Tuner, groups: list[list[Case]], deadline: float, device:
     """Prints the results and adds them to the table, group after group."""
     entries = read_entries(output)
     one_row: dict[Shape, SkinnyConfig] = {}
-    print(f"{'shape':24} {'M':>3} {'config':32} {'us':>8} {'TB/s':>6} {'cuBLAS':>8}")
+    print(f"{'shape':24} {'M':>3} {'op':12} {'config':30} {'us':>8} {'TB/s':>6} {'cuBLAS':>8}")
     for cases in groups:
         if time.monotonic() > deadline:
             print(f"out of time before {cases[0].shape.model} with {cases[0].rows} rows")
             break
         for result in tuner.tune(cases, one_row):
             print(describe(result), flush=True)
-            entries = merge(entries, [result.entry])
-            if result.case.rows == 1:
-                one_row[result.case.shape] = result.best.config
+            entries = merge(entries, result.entries)
+            one = result.best(result.case.shape.op)
+            if result.case.rows == 1 and one is not None:
+                one_row[result.case.shape] = one.config
         write_table(output, device, entries)
 
 

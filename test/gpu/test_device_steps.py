@@ -31,7 +31,7 @@ from support.gpu_models import (
 )
 from support.running_worker import GREEDY, Driver, load_worker
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]  # kernels are compiled the first time
 
 BF16, FP32 = "bfloat16", "float32"
 NUM_STEPS = 8
@@ -167,7 +167,7 @@ def test_a_full_graph_gives_the_bits_of_single_launches(workers: Any, batch: int
     assert tokens == others
     assert state.keys() == other_state.keys()
     assert [name for name in state if not torch.equal(state[name], other_state[name])] == []
-    if depth and batch > 1:
+    if depth and batch == MAX_SLOTS:
         accepted = sum(len(token_ids) - 1 for entries in tokens for _, token_ids, _ in entries)
         assert accepted > 0, "no draft was accepted: nothing was tested"
 

@@ -11,7 +11,7 @@ from slipstream.bench.presets import Preset, write_preset
 from slipstream.engine import Answer, Engine
 from support.gpu_models import DEVICE, free_gpu, gpu_engine, idle_status, prompt_of, write_gpu_pair
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]  # kernels are compiled the first time
 
 AT_ONCE = 64
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
@@ -90,6 +90,7 @@ def test_traffic_stays_within_its_share_of_the_gpu(tmp_path: Path) -> None:
             context_length=4096,
             max_running_requests=AT_ONCE,
             chunked_prefill_size=CHUNK,
+            **({"cuda_graph_max_bs": 4} if DEVICE == "cuda" else {}),
         ) as engine:
             answers = [*ask_all(engine, prompts, 24), *all_with_logprobs(engine, prompts)]
             status = idle_status(engine)

@@ -140,7 +140,7 @@ def test_a_graph_gives_the_same_bits_at_every_length(num_slots: int, fused: bool
 
 
 def test_rows_that_the_kernel_just_before_writes() -> None:
-    """What a program fetches ahead may be old then: nothing but the time it takes may depend on that."""
+    """Programs of the attention may have started by then, and read no position before it is written."""
     from slipstream.kernels.paged_attention import RowBlocks, paged_attention
     from slipstream.kernels.rows import decode_rows
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slipstream.kernels.skinny import skinny_linear, skinny_norm_gate_up, skinny_norm_linear
+from slipstream.kernels.norm import add_rms_norm
+from slipstream.kernels.skinny import skinny_gate_up, skinny_linear, skinny_norm_gate_up, skinny_norm_linear
 from slipstream.kernels.skinny_configs import SkinnyConfig, default_config
 
 pytestmark = pytest.mark.gpu
@@ -18,6 +19,8 @@ ROWS = [1, 2, 3, 4, 5, 8, 16, 17, 32]
 GEMV = SkinnyConfig("gemv", 4, 1024, 2, 3, prefetch=True)
 DOT = SkinnyConfig("dot", 64, 128, 4, 4, split_k=4, prefetch=True)
 NARROW_DOT = SkinnyConfig("dot", 16, 256, 2, 3)
+MMA = SkinnyConfig("mma", 16, 64, 2, 4)
+WIDE_MMA = SkinnyConfig("mma", 32, 512, 4, 2, prefetch=True)
 
 
 def normal(*shape: int, size: float = 1.0, seed: int = 0) -> Tensor:
@@ -105,6 +108,62 @@ def test_a_graph_of_overlapping_kernels_gives_the_bits_of_single_launches(rows: 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = run()
+    for _ in range(20):
+        got.zero_()
+        graph.replay()
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_the_error_of_products_without_a_norm(rows: int, n: int, k: int) -> None:
+    x, weight = normal(rows, k), normal(n, k, size=k**-0.5, seed=2)
+    torch.cuda.synchronize()
+    products = []
+    for dtype in (torch.float64, torch.bfloat16):
+        y = F.linear(x.to(dtype), weight.to(dtype))
+        gate, up = y.chunk(2, -1)
+        products.append((y, F.silu(gate) * up))
+    (exact, exact_gated), (own, own_gated) = products
+    for config in (None, MMA, WIDE_MMA, NARROW_DOT, *([GEMV] if rows <= 4 else [])):
+        assert error(skinny_linear(x, weight, config), exact) <= 2 * error(own, exact), config
+        assert error(skinny_gate_up(x, weight, config), exact_gated) <= 2 * error(own_gated, exact_gated), config
+
+
+@pytest.mark.parametrize("config", [MMA, WIDE_MMA])
+def test_an_mma_keeps_a_rows_bits_for_any_number_of_rows_up_to_8(config: SkinnyConfig) -> None:
+    x, weight = normal(8, 4096), normal(4096, 4096, size=4096**-0.5, seed=2)
+    torch.cuda.synchronize()
+    together = skinny_gate_up(x, weight, config)
+    for count in range(1, 8):
+        assert torch.equal(skinny_gate_up(x[:count], weight, config), together[:count]), f"{count} of 8 rows"
+
+
+@pytest.mark.parametrize("config", [MMA, WIDE_MMA])
+def test_overlapping_mmas_give_the_bits_of_single_launches(config: SkinnyConfig) -> None:
+    x = normal(4, 4096)
+    gate_up, down = (normal(n, 4096, size=4096**-0.5, seed=2) for n in (8192, 4096))
+    ones = torch.ones(4096, device="cuda")
+    torch.cuda.synchronize()
+
+    def run(is_alone: bool) -> Tensor:
+        steps = (
+            lambda y: add_rms_norm(None, y, ones, EPS)[0],
+            lambda y: skinny_gate_up(y, gate_up, config),
+            lambda y: skinny_linear(y, down, config),
+        )
+        y = x
+        for _ in range(8):
+            for step in steps:
+                y = step(y)
+                if is_alone:
+                    torch.cuda.synchronize()
+        return y
+
+    want = run(is_alone=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run(is_alone=False)
     for _ in range(20):
         got.zero_()
         graph.replay()

@@ -15,7 +15,7 @@ import torch
 from slipstream.engine import Engine
 from support.gpu_models import gpu_engine, idle_status, prompt_of, write_gpu_pair
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]  # kernels are compiled the first time
 
 NUM_REQUESTS = 1000
 MAX_RUNNING = 32
@@ -136,7 +136,7 @@ def test_a_thousand_requests_leave_nothing_behind(with_drafts: bool, tmp_path: P
         f"{counts.num_preemptions} preemptions, {counts.num_accepted_tokens} drafts accepted, {grown} bytes more"
     )
     assert sum(outcomes.values()) == NUM_REQUESTS
-    assert min(outcomes[kind] for kind in ("stop", "length", "left")) > 50
+    assert min(outcomes[kind] for kind in ("stop", "length", "left")) > 20
     assert (counts.num_accepted_tokens > 100) == with_drafts
     assert status.num_pages_free + status.num_pages_cached == status.num_pages
     assert flushed.num_pages_free == flushed.num_pages

@@ -58,7 +58,7 @@ class DeviceRows:
     page_tables: Tensor  # int32 [slots, max pages], of all slots; unused entries are 0, the sink page
     positions: Tensor  # int64 [T]: in the cache
     kv_rows: Tensor  # int64 [T]: page * page_size + offset where each row's key and value go
-    block_slots: Tensor  # int32 [NB]: the row of page_tables
+    block_slots: Tensor  # int32 or int64 [NB]: the row of page_tables
     block_starts: Tensor  # int32 [NB]: the block's first row
     block_sizes: Tensor  # int32 [NB]: rows of the block; 0: an empty block
     rows_per_block: int  # most rows of a block

@@ -3,10 +3,6 @@
 Flash decoding (Dao et al., 2023): the keys of a request are split among programs, each keeps an online softmax
 (Milakov and Gimelshein, 2018) of its share, and a second kernel merges the shares. A program serves all query heads of
 one KV head and several rows of one request at once, so that every key is loaded once for all of them.
-
-With few requests of some hundred tokens the time is that of loads which need each other's results (slot, page, key),
-each from DRAM: everything else that a layer reads has passed through the L2 cache since the last layer. So a program
-walks that way once before its inputs are ready, to have it all in the L2 cache by then.
 """
 
 import math
@@ -18,16 +14,18 @@ import triton.language as tl
 from torch import Tensor
 
 from slipstream.kernels.launch import launch_options, let_next_start, num_multiprocessors, wait_for_inputs
-from slipstream.kernels.prefetch import prefetch, prefetch_values
 
 MAX_HEAD_DIM = 256
 MAX_HEADS_PER_KV = 128
 _MAX_QUERIES = {2: 128, 4: 32}  # rows times heads of one program that fit into registers, by bytes of a value
 _FEW_QUERIES = 32  # the time of programs with more is not that of loads alone
 _KEYS_PER_SPLIT = 32  # as short a share as any program gets
+_LONG_KV_LEN = 8192  # where keys may lie beyond, longer steps of the loop pay,
+_MANY_SPLITS = 16  # if splits are so many that a few hundred keys are spread widely all the same
 _MAX_SPLITS = 128  # what one program merges at once
-_PROGRAMS_PER_SM = 2  # as many as one has shared memory for
-_MAX_PROGRAMS_AHEAD = 8  # per SM: programs that start much later than the first have nothing to be early for
+_PROGRAMS_PER_SM = 2  # enough loads on their way for the whole bandwidth; more programs only add to the merge
+_FEW_MERGES = 1024  # rows times heads: up to here each is shared by several programs
+_MERGED_VALUES = 32  # of a head, by one of these
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class RowBlocks:
 
     page_tables: Tensor  # int32 [slots, max pages]; page 0 is the sink: nothing of it counts
     positions: Tensor  # int64 [T]: read at the first row of each block only
-    slots: Tensor  # int32 [NB]: the row of page_tables
+    slots: Tensor  # int32 or int64 [NB]: the row of page_tables
     starts: Tensor  # int32 [NB]: the block's first row
     sizes: Tensor  # int32 [NB]: rows of the block; 0: an empty block
     rows_per_block: int  # most rows of a block
@@ -59,30 +57,28 @@ class AttentionConfig:
 
     block_n: int  # keys of one step of the loop
     num_warps: int
-    num_stages: int
-    carry_pages: bool = True  # load the pages of the next step of the loop in this one
-    ahead: int = 0  # steps of the loop whose keys the L2 cache fetches before the inputs are ready; a power of two
+    num_stages: int  # of the loop's pipeline
 
 
-def attention_config(
-    queries: int, head_dim: int, element_size: int, is_split: bool, programs_per_sm: float
-) -> AttentionConfig:
+def attention_config(queries: int, head_dim: int, element_size: int, splits: int, max_kv_len: int) -> AttentionConfig:
     """For programs of `queries` (rows times heads, padded: 16 .. 128) and a cache of `element_size` bytes a value.
 
-    The share of a split ends where a step of the loop does: with short steps, few keys are many shares.
+    Without a split there are programs enough to have loads on their way, the more of them on a multiprocessor the less
+    shared memory one takes. With a split there are few, and each needs several steps on their way. The share of a split
+    ends where a step does: with short steps, few keys are many shares.
 
-    >>> attention_config(16, 128, 2, True, 2.0)
-    AttentionConfig(block_n=32, num_warps=4, num_stages=3, carry_pages=True, ahead=2)
-    >>> attention_config(16, 128, 2, False, 15.5)
-    AttentionConfig(block_n=64, num_warps=4, num_stages=3, carry_pages=True, ahead=0)
+    >>> attention_config(16, 128, 2, 1, 32768)
+    AttentionConfig(block_n=64, num_warps=4, num_stages=2)
+    >>> attention_config(16, 128, 2, 4, 32768), attention_config(16, 128, 2, 32, 32768).block_n
+    (AttentionConfig(block_n=32, num_warps=4, num_stages=3), 64)
     """
     key_bytes = triton.next_power_of_2(head_dim) * element_size
     block_n = 64 if key_bytes <= 256 else 32 if key_bytes <= 512 else 16
-    if is_split and queries <= _FEW_QUERIES:
+    is_long = splits >= _MANY_SPLITS and max_kv_len > _LONG_KV_LEN
+    if splits > 1 and queries <= _FEW_QUERIES and not is_long:
         block_n = min(block_n, _KEYS_PER_SPLIT)
     num_warps = 8 if queries >= _MAX_QUERIES[element_size] else 4
-    ahead = 0 if programs_per_sm > _MAX_PROGRAMS_AHEAD else 2 if is_split else 1
-    return AttentionConfig(block_n, num_warps, 3, ahead=ahead)
+    return AttentionConfig(block_n, num_warps, num_stages=2 if splits == 1 else 3)
 
 
 def choose_splits(num_programs: int, max_kv_len: int, multiprocessors: int) -> int:
@@ -124,7 +120,7 @@ def choose_launch(
 
     >>> launch = choose_launch(1, 4, (32, 8, 128), 2, 32768, 132)
     >>> launch.rows_per_tile, launch.tiles, launch.queries, launch.splits, launch.config.block_n
-    (4, 1, 16, 32, 32)
+    (4, 1, 16, 32, 64)
     """
     num_heads, kv_heads, head_dim = heads
     heads_per_kv = num_heads // kv_heads
@@ -134,8 +130,7 @@ def choose_launch(
     programs = num_blocks * tiles * kv_heads
     splits = splits or choose_splits(programs, max_kv_len, multiprocessors)
     assert splits <= _MAX_SPLITS, f"{splits} splits: at most {_MAX_SPLITS}"
-    if config is None:
-        config = attention_config(queries, head_dim, element_size, splits > 1, programs * splits / multiprocessors)
+    config = config or attention_config(queries, head_dim, element_size, splits, max_kv_len)
     return Launch(rows_per_tile, tiles, queries, splits, config)
 
 
@@ -194,9 +189,7 @@ def paged_attention(
         tree.positions if tree else None,
         scale * math.log2(math.e),
         q.stride(0),
-        blocks.page_tables.shape[0],
         blocks.page_tables.shape[1],
-        blocks.positions.shape[0],
         tree.bits.shape[1] if tree else 0,
         rows_per_block,
         launch.rows_per_tile,
@@ -213,29 +206,38 @@ def paged_attention(
         BLOCK_M=launch.queries,
         BLOCK_N=config.block_n,
         BLOCK_D=block_d,
-        CARRY_PAGES=config.carry_pages,
-        AHEAD=config.ahead,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",  # of fp32 operands only
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **options,
     )
     if splits > 1:
-        _combine[(num_heads, num_blocks * rows_per_block)](
-            partial,
-            log_sums,
-            out,
-            blocks.starts,
-            blocks.sizes,
-            rows_per_block,
-            splits,
-            HEADS=num_heads,
-            HEAD_DIM=head_dim,
-            BLOCK_D=block_d,
-            BLOCK_S=max(triton.next_power_of_2(splits), 16),
-            num_warps=4 if splits <= 64 else 8,
-            **options,
-        )
+        assert partial is not None and log_sums is not None
+        _merge(partial, log_sums, out, blocks)
+
+
+def _merge(partial: Tensor, log_sums: Tensor, out: Tensor, blocks: RowBlocks) -> None:
+    """Write the sum of the shares' results into `out`: partial [splits, NB * rows_per_block, heads, head_dim]."""
+    splits, num_rows, num_heads, head_dim = partial.shape
+    block_s = max(triton.next_power_of_2(splits), 16)
+    block_d = max(triton.next_power_of_2(head_dim), 16)
+    if num_rows * num_heads <= _FEW_MERGES:
+        block_d = min(block_d, _MERGED_VALUES)
+    _combine[(num_heads, num_rows, triton.cdiv(head_dim, block_d))](
+        partial,
+        log_sums,
+        out,
+        blocks.starts,
+        blocks.sizes,
+        blocks.rows_per_block,
+        splits,
+        HEADS=num_heads,
+        HEAD_DIM=head_dim,
+        BLOCK_D=block_d,
+        BLOCK_S=block_s,
+        num_warps=max(block_s * block_d // 4096, 1),  # what the registers of a warp hold; alone, it meets no barrier
+        **launch_options(partial.device),
+    )
 
 
 def paged_attention_reference(
@@ -276,58 +278,8 @@ def paged_attention_reference(
     return out.flatten(1)
 
 
-@triton.jit
-def _fetch_ahead(  # type: ignore[no-untyped-def]
-    head_keys,  # of the program's KV head in the cache
-    page_tables,
-    positions,
-    block_slots,
-    block_starts,
-    block_sizes,
-    block,
-    first,
-    begin,
-    step,
-    num_slots,
-    table_width,
-    num_positions,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    AHEAD: tl.constexpr,
-):
-    """The L2 cache fetches what a program will read first: of its block, and the keys and values of AHEAD steps.
-
-    The kernel before this one may still write any of it. So loads go past the L1 cache, which could keep what is old,
-    and what they give serves as addresses of other fetches only: none leaves its tensor, whatever it is.
-    """
-    prefetch(block_sizes + block)
-    slot = tl.load(block_slots + block, cache_modifier=".cg").to(tl.int64)
-    start = tl.load(block_starts + block, cache_modifier=".cg").to(tl.int64)
-    position = positions + tl.minimum(tl.maximum(start, 0), num_positions - 1)
-    index = tl.arange(0, AHEAD * BLOCK_N)
-    key = begin + index // BLOCK_N * step + index % BLOCK_N
-    if WINDOW > 0:
-        lowest = tl.load(position, cache_modifier=".cg").to(tl.int32) + first - WINDOW + 1
-        key += tl.minimum(tl.maximum(lowest, 0), table_width * PAGE_SIZE)
-    else:
-        prefetch(position)
-    column = key // PAGE_SIZE
-    is_entry = (column < table_width) & (slot >= 0) & (slot < num_slots)
-    page = tl.load(page_tables + slot * table_width + column, mask=is_entry, other=0, cache_modifier=".cg")
-    row = page.to(tl.int64) * PAGE_SIZE + key % PAGE_SIZE
-    keys = head_keys + row * (2 * KV_HEADS * HEAD_DIM)
-    prefetch_values(keys, HEAD_DIM)
-    prefetch_values(keys + KV_HEADS * HEAD_DIM, HEAD_DIM)
-
-
 @triton.jit(
-    do_not_specialize=[
-        *("num_slots", "table_width", "num_positions", "num_words", "rows_per_block", "rows_per_tile", "tiles"),
-        "num_splits",
-    ],
+    do_not_specialize=["table_width", "num_words", "rows_per_block", "rows_per_tile", "tiles", "num_splits"],
     do_not_specialize_on_alignment=["page_tables", "positions", "block_slots", "block_starts", "block_sizes"],
 )
 def _attend(  # type: ignore[no-untyped-def]
@@ -346,9 +298,7 @@ def _attend(  # type: ignore[no-untyped-def]
     tree_positions,
     scale,  # of the scores, times log2(e)
     q_stride,
-    num_slots,
     table_width,
-    num_positions,
     num_words,
     rows_per_block,
     rows_per_tile,
@@ -365,8 +315,6 @@ def _attend(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    CARRY_PAGES: tl.constexpr,
-    AHEAD: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -387,13 +335,6 @@ def _attend(  # type: ignore[no-untyped-def]
     step = BLOCK_N
     if IS_SPLIT:
         step = BLOCK_N * num_splits
-    if PDL and AHEAD > 0:
-        begin = split * BLOCK_N
-        _fetch_ahead(
-            cache + kv_head * HEAD_DIM, page_tables, positions, block_slots, block_starts, block_sizes, block, first,
-            begin, step, num_slots, table_width, num_positions,
-            KV_HEADS, HEAD_DIM, PAGE_SIZE, WINDOW, BLOCK_N, AHEAD,
-        )  # fmt: skip
     wait_for_inputs(PDL)
 
     block_size = tl.load(block_sizes + block)
@@ -448,8 +389,6 @@ def _attend(  # type: ignore[no-untyped-def]
     key_pointers = cache + kv_head * HEAD_DIM + dim[None, :]
     for lowest_key in range(begin, end, step):
         key = lowest_key + tl.arange(0, BLOCK_N)
-        if not CARRY_PAGES:
-            pages = tl.load(table + key // PAGE_SIZE, mask=key < end, other=0)
         # What lies beyond the end or in the sink may be NaN, which times a weight of 0 is NaN.
         is_key = (pages != 0) & (key < end)
         cache_row = pages.to(tl.int64) * PAGE_SIZE + key % PAGE_SIZE
@@ -485,9 +424,8 @@ def _attend(  # type: ignore[no-untyped-def]
         total = total * decay + tl.sum(weights, 1)
         sums = tl.dot(weights.to(values.dtype), values, sums * decay[:, None], input_precision=PRECISION)
         highest = new_highest
-        if CARRY_PAGES:
-            key += step
-            pages = tl.load(table + key // PAGE_SIZE, mask=key < end, other=0)
+        key += step  # a step ahead: the loads of keys wait for no load of this step
+        pages = tl.load(table + key // PAGE_SIZE, mask=key < end, other=0)
 
     sees_nothing = total == 0  # in this share; false for NaN
     total = tl.where(sees_nothing, 1.0, total)
@@ -518,7 +456,9 @@ def _combine(  # type: ignore[no-untyped-def]
     BLOCK_S: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Program (head, row of a block): sum of the shares' results, each weighted by its sum of exponentials."""
+    """Program (head, row of a block, BLOCK_D values): sum of the shares' results, each weighted by its
+    sum of exponentials. Shares without keys are not loaded.
+    """
     let_next_start(PDL)
     MINUS_INFINITY: tl.constexpr = float("-inf")
     head = tl.program_id(0)
@@ -531,7 +471,7 @@ def _combine(  # type: ignore[no-untyped-def]
     start = tl.load(block_starts + block)
     if row >= tl.load(block_sizes + block):
         return
-    dim = tl.arange(0, BLOCK_D)
+    dim = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     is_there = (log_sum != MINUS_INFINITY)[:, None] & (dim < HEAD_DIM)[None, :]
     share = tl.load(partial + (index * HEAD_DIM)[:, None] + dim[None, :], mask=is_there, other=0.0)
     highest = tl.max(log_sum, 0)

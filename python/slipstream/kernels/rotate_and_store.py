@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from slipstream.kernels.launch import launch_options, let_next_start, wait_for_inputs
-from slipstream.kernels.prefetch import prefetch
 
 FEW_ROWS = 64  # up to here a row is spread over many small programs
 
@@ -101,11 +100,6 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
     of_head = head * (2 * HALF) + column[None, :]
     known = (head < HEADS + 2 * KV_HEADS) & inside[None, :]
     angles = row * (2 * HALF) + column
-    if PDL:  # layers share these, but between two of them much else goes through the L2 cache
-        prefetch(kv_rows + row)
-        whole_row = row * (2 * HALF) + tl.minimum(tl.arange(0, 2 * BLOCK), 2 * HALF - 1)
-        prefetch(cos + whole_row)
-        prefetch(sin + whole_row)
     wait_for_inputs(PDL)
     low_in = qkv + row * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + of_head
     low = tl.load(low_in, known, other=0.0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from slipstream.kernels.skinny_configs import MAX_ROWS, Op, SkinnyConfig, default_config, skinny_config
 from slipstream.kernels.skinny_dot import launch_dot
 from slipstream.kernels.skinny_gemv import launch_gemv
+from slipstream.kernels.skinny_mma import launch_mma
 
 
 def skinny_linear(x: Tensor, weight: Tensor, config: SkinnyConfig | None = None) -> Tensor:
@@ -21,6 +22,11 @@ def skinny_linear(x: Tensor, weight: Tensor, config: SkinnyConfig | None = None)
     `config`, here and below: None takes what skinny_config() says, or default_config() where that prefers cuBLAS.
     """
     return _product("linear", x, weight, config)[0]
+
+
+def skinny_gate_up(x: Tensor, weight: Tensor, config: SkinnyConfig | None = None) -> Tensor:
+    """silu(g) * u [M, I]: skinny_linear() with weight [2I, K] gives g and u, which are not rounded."""
+    return _product("gate_up", x, weight, config)[0]
 
 
 def skinny_norm_linear(
@@ -55,6 +61,12 @@ def skinny_norm_gate_up(
 def skinny_linear_reference(x: Tensor, weight: Tensor) -> Tensor:
     """See skinny_linear."""
     return (x.float() @ weight.float().T).to(x.dtype)
+
+
+def skinny_gate_up_reference(x: Tensor, weight: Tensor) -> Tensor:
+    """See skinny_gate_up."""
+    gate, up = (x.float() @ weight.float().T).chunk(2, -1)
+    return (F.silu(gate) * up).to(x.dtype)
 
 
 def skinny_norm_linear_reference(
@@ -98,8 +110,12 @@ def _product(
     assert weight.shape[1] == k and weight.dtype == x.dtype and weight.is_contiguous() and x.is_contiguous()
     assert delta is None or (delta.shape == x.shape and delta.dtype == x.dtype and delta.is_contiguous())
     assert norm_weight is None or (norm_weight.shape == (k,) and norm_weight.is_contiguous())
-    assert op != "norm_gate_up" or n % 2 == 0, f"gate and up of {n} rows"
+    gate_up = op in ("gate_up", "norm_gate_up")
+    assert not gate_up or n % 2 == 0, f"gate and up of {n} rows"
     if config is None:
         config = skinny_config(op, num_rows, n, k, x.device) or default_config(op, num_rows, n, k)
+    if config.kind == "mma":
+        assert norm_weight is None, f"{config} for {op}: it has no norm"
+        return launch_mma(x, weight, config, gate_up), x
     launch = launch_gemv if config.kind == "gemv" else launch_dot
-    return launch(x, weight, config, delta, norm_weight, eps, gate_up=op == "norm_gate_up")
+    return launch(x, weight, config, delta, norm_weight, eps, gate_up)

@@ -10,13 +10,14 @@ from typing import Any, Final, Literal
 
 import torch
 
-Op = Literal["linear", "norm_linear", "norm_gate_up"]
-Kind = Literal["gemv", "dot"]
+Op = Literal["linear", "norm_linear", "gate_up", "norm_gate_up"]
+Kind = Literal["gemv", "dot", "mma"]
 
 MAX_ROWS: Final = 32
 ROW_BUCKETS: Final = (1, 2, 3, 4, 8, 16, MAX_ROWS)  # what tables are measured for
 CUBLAS: Final = "cublas"  # the config of an entry where the library was faster
 MAX_GEMV_ROWS: Final = 4
+MMA_COLUMNS: Final = 32  # that a warp reads of a row at once
 _VECTOR = 8  # elements that a thread reads at once: 16 bytes of bf16
 
 
@@ -29,8 +30,10 @@ class SkinnyConfig:
         inputs are ready.
     dot: block_n outputs on the tensor cores, tiles of block_k through shared memory in a pipeline of num_stages;
         `split_k` programs share a row of weights.
+    mma: block_n outputs on the tensor cores, straight from memory into registers; not behind a norm of its own. Its
+        warps share tiles of block_k, a multiple of 32 * num_warps; it reads num_stages tiles ahead as a gemv does.
     prefetch: whether a program asks the L2 cache, before its inputs are ready, for weights that it will read later:
-        all of its rows (gemv), or the tiles that fill the pipeline (dot).
+        all of its rows (gemv), the tiles that fill the pipeline (dot), as many tiles again as it has read (mma).
     """
 
     kind: Kind
@@ -50,6 +53,13 @@ class SkinnyConfig:
             raise ValueError(f"SkinnyConfig: num_stages and split_k must be at least 1, not {self}")
         if self.kind == "gemv" and (self.split_k > 1 or self.block_k < _VECTOR):
             raise ValueError(f"SkinnyConfig: a gemv needs split_k 1 and block_k of at least {_VECTOR}, not {self}")
+        if self.kind == "mma" and (
+            self.split_k > 1 or self.block_n < 8 or self.block_k % (MMA_COLUMNS * self.num_warps)
+        ):
+            raise ValueError(
+                f"SkinnyConfig: an mma needs split_k 1, block_n of at least 8 and block_k a multiple of {MMA_COLUMNS} * "
+                f"num_warps, not {self}"
+            )
         if self.kind == "dot" and self.block_k < 16:
             raise ValueError(f"SkinnyConfig: a dot needs block_k of at least 16, not {self}")
 
@@ -61,34 +71,24 @@ Table = Mapping[tuple[str, int, int, int], SkinnyConfig | None]  # by op, n, k, 
 def skinny_config(op: Op, num_rows: int, n: int, k: int, device: torch.device) -> SkinnyConfig | None:
     """The best config for activations [num_rows, k] and weights [n, k]; None: take cuBLAS and unfused kernels.
 
-    n counts the rows of the weight, 2I of gate and up. The device's table decides; what it does not name goes to the
-    kernel that needs no tuning up to 4 rows, to cuBLAS above.
+    n counts the rows of the weight, 2I of gate and up. The device's table decides; a shape that it does not name goes
+    to the kernel that needs no tuning up to 4 rows, to cuBLAS above. Where a product behind a norm is None, ask again
+    for the one without: "linear" or "gate_up".
     """
     return choose_config(_device_table(_device_name(device)), op, num_rows, n, k)
 
 
 def choose_config(table: Table, op: Op, num_rows: int, n: int, k: int) -> SkinnyConfig | None:
-    """skinny_config() for a table.
+    """skinny_config() for a table: its entry with the fewest rows that are enough.
 
     >>> choose_config({("linear", 64, 32, 8): None}, "linear", 5, 64, 32) is None
     True
     """
-    bucket = row_bucket(num_rows)
-    if bucket is None:
-        return None
-    key = (op, n, k, bucket)
-    if key in table:
-        return table[key]
-    return default_config(op, num_rows, n, k) if num_rows <= MAX_GEMV_ROWS else None
-
-
-def row_bucket(num_rows: int) -> int | None:
-    """The smallest measured number of rows that is not less; None: too many rows for these kernels.
-
-    >>> row_bucket(3), row_bucket(5), row_bucket(33)
-    (3, 8, None)
-    """
-    return next((bucket for bucket in ROW_BUCKETS if bucket >= num_rows), None)
+    for bucket in ROW_BUCKETS:
+        if bucket >= num_rows and (op, n, k, bucket) in table:
+            return table[op, n, k, bucket]
+    is_measured = any(entry[1:3] == (n, k) for entry in table)
+    return None if is_measured or num_rows > MAX_GEMV_ROWS else default_config(op, num_rows, n, k)
 
 
 @lru_cache(maxsize=4096)
@@ -99,7 +99,7 @@ def default_config(op: Op, num_rows: int, n: int, k: int) -> SkinnyConfig:
     block_k = min(1024, max(_VECTOR, _power_of_two(k)))
     num_warps = max(1, min(4, block_k // 256))
     block_n = 2 if num_rows == 1 and op == "linear" else 4  # the more outputs, the less work on inputs for each
-    if op == "norm_gate_up":
+    if op in ("gate_up", "norm_gate_up"):
         block_n //= 2
     return SkinnyConfig("gemv", block_n, block_k, num_warps, min(2, -(-k // block_k)))
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slipstream.kernels.activation import silu_and_mul
-from slipstream.kernels.skinny import skinny_linear, skinny_norm_gate_up, skinny_norm_linear
+from slipstream.kernels.skinny import skinny_gate_up, skinny_linear, skinny_norm_gate_up, skinny_norm_linear
 from slipstream.kernels.skinny_configs import skinny_config
 from slipstream.layers.norm import RMSNorm
 
@@ -26,24 +26,24 @@ class SkinnyLinear:
 
 
 class NormedSkinnyLinear:
-    """See NormedPart: a norm and a product, in one kernel where there are few rows."""
+    """See NormedPart: a norm and a product, in one kernel where that is faster, which it is with few rows."""
 
-    __slots__ = ("_norm", "_weight")
+    __slots__ = ("_linear", "_norm")
 
     def __init__(self, norm: RMSNorm, weight: Tensor) -> None:
-        self._norm, self._weight = norm, weight
+        self._norm, self._linear = norm, SkinnyLinear(weight)
 
     def __call__(self, delta: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
-        weight, norm = self._weight, self._norm
+        weight, norm = self._linear.weight, self._norm
         if skinny_config("norm_linear", len(residual), *weight.shape, weight.device) is not None:
             return skinny_norm_linear(delta, residual, norm.weight, norm.eps, weight)
         x, residual = norm.add(delta, residual)
-        return F.linear(x, weight), residual
+        return self._linear(x), residual
 
 
 class NormedSkinnySwiGLU:
-    """See NormedPart and SwiGLU: a norm, gate and up projections and their product in one kernel where there are few
-    rows.
+    """See NormedPart and SwiGLU: a norm, gate and up projections and their product, as many of them in one kernel as
+    is fastest with so many rows.
     """
 
     __slots__ = ("_down", "_gate_up", "_norm")
@@ -53,10 +53,11 @@ class NormedSkinnySwiGLU:
 
     def __call__(self, delta: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
         gate_up, norm = self._gate_up, self._norm
-        n, k = gate_up.shape
-        if skinny_config("norm_gate_up", len(residual), n, k, gate_up.device) is not None:
+        num_rows, (n, k) = len(residual), gate_up.shape
+        if skinny_config("norm_gate_up", num_rows, n, k, gate_up.device) is not None:
             x, residual = skinny_norm_gate_up(delta, residual, norm.weight, norm.eps, gate_up)
         else:
             x, residual = norm.add(delta, residual)
-            x = silu_and_mul(F.linear(x, gate_up))
+            is_skinny = skinny_config("gate_up", num_rows, n, k, gate_up.device) is not None
+            x = skinny_gate_up(x, gate_up) if is_skinny else silu_and_mul(F.linear(x, gate_up))
         return self._down(x), residual

@@ -94,23 +94,24 @@ class Filters:
         """Take the slot's filters. top_k 0 or from the vocabulary's size on, top_p 1 and min_p 0 are off."""
         self.release(slot)
         if 0 < params.top_k < self._vocab_size:
-            self.top_k[slot] = self._top_k_cpu[slot] = params.top_k
+            self._top_k_cpu[slot] = params.top_k
+            self.top_k[slot].fill_(params.top_k)
         if params.top_p < 1.0:
-            self.top_p[slot] = params.top_p
+            self.top_p[slot].fill_(params.top_p)
             self._uses_top_p.add(slot)
         if params.min_p > 0.0:
-            self.min_p[slot] = params.min_p
+            self.min_p[slot].fill_(params.min_p)
             self._uses_min_p.add(slot)
 
     def release(self, slot: int) -> None:
         if self._top_k_cpu.pop(slot, None) is not None:
-            self.top_k[slot] = 0
+            self.top_k[slot].fill_(0)
         if slot in self._uses_top_p:
             self._uses_top_p.remove(slot)
-            self.top_p[slot] = 1.0
+            self.top_p[slot].fill_(1.0)
         if slot in self._uses_min_p:
             self._uses_min_p.remove(slot)
-            self.min_p[slot] = 0.0
+            self.min_p[slot].fill_(0.0)
 
     def apply(self, logits: torch.Tensor, slots: Sequence[int]) -> None:
         """Mask what the rows' filters remove. In place. logits: [rows, vocab] fp32, temperature already applied."""

@@ -104,10 +104,10 @@ class Noise:
 
     def add(self, slot: int, seed: int, choice: int) -> None:
         """Key the slot. Any integer seed will do; it counts modulo 2**64."""
-        self.keys[slot] = child_key(seed, choice)
+        self.keys[slot].fill_(child_key(seed, choice))
 
     def release(self, slot: int) -> None:
-        self.keys[slot] = 0
+        self.keys[slot].fill_(0)
 
     def row_keys(
         self, slots: Sequence[int], positions: Sequence[int] | torch.Tensor, stream: Stream = Stream.TARGET

@@ -65,9 +65,9 @@ class Penalties:
         if params.repetition_penalty == 1.0 and params.frequency_penalty == 0.0 and params.presence_penalty == 0.0:
             return
         history = self._history_of(token_ids, prompt_len)
-        self._repetition[slot] = params.repetition_penalty
-        self._frequency[slot] = params.frequency_penalty
-        self._presence[slot] = params.presence_penalty
+        self._repetition[slot].fill_(params.repetition_penalty)
+        self._frequency[slot].fill_(params.frequency_penalty)
+        self._presence[slot].fill_(params.presence_penalty)
         if not self._free_rows:
             self._grow()
         row = self._history_row[slot] = self._free_rows.pop()

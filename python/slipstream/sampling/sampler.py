@@ -52,7 +52,7 @@ class Sampler:
         self._min_tokens.add(slot, params, prompt_len)
         self._noise.add(slot, params.seed, params.choice)
         if params.temperature >= LEAST_TEMPERATURE:
-            self._temperature[slot] = params.temperature
+            self._temperature[slot].fill_(params.temperature)
             self._random.add(slot)
             self._filters.add(slot, params)
 
@@ -60,7 +60,7 @@ class Sampler:
         """Forget a slot; nothing happens if it is empty."""
         if slot in self._random:
             self._random.remove(slot)
-            self._temperature[slot] = 0.0
+            self._temperature[slot].fill_(0.0)
         self._noise.release(slot)
         self._penalties.release(slot)
         self._bias.release(slot)

@@ -69,7 +69,7 @@ class DeviceState:
     def set_committed_len(self, slot: int, length: int) -> None:
         """So many tokens of the slot are in KV and final."""
         self.committed_len_cpu[slot] = length
-        self.committed_len[slot] = length
+        self.committed_len[slot].fill_(length)
 
     def commit(self, slots: Sequence[int], counts: Sequence[int]) -> None:
         """Each of `slots` has so many more tokens in KV."""

@@ -175,14 +175,20 @@ def test_page_sizes(page_size: int) -> None:
     Case(RAGGED, page_size).check()
 
 
-@pytest.mark.parametrize(("heads", "head_dim"), [((1, 1), 16), ((2, 2), 24), ((8, 2), 16), ((3, 1), 64)])
+@pytest.mark.parametrize(("heads", "head_dim"), [((1, 1), 16), ((2, 2), 24), ((8, 2), 16), ((3, 1), 64), ((2, 1), 80)])
 def test_heads(heads: tuple[int, int], head_dim: int) -> None:
     Case(RAGGED[2:], heads=heads, head_dim=head_dim).check(splits=2)
 
 
-@pytest.mark.parametrize(("block_n", "carry_pages"), [(16, False), (32, True), (64, False)])
-def test_compiled_in_any_way(block_n: int, carry_pages: bool) -> None:
-    Case(RAGGED).check(window=33, splits=2, config=AttentionConfig(block_n, 4, 1, carry_pages))
+@pytest.mark.parametrize("few_merges", [0, 1024])
+def test_a_merge_by_one_program_or_by_several(few_merges: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FEW_MERGES", few_merges)
+    Case([Block(0, 40, 2), Block(1, 3, 1)], head_dim=72, rows_per_block=3).check(splits=4)
+
+
+@pytest.mark.parametrize("block_n", [16, 32, 64])
+def test_steps_of_any_length(block_n: int) -> None:
+    Case(RAGGED).check(window=33, splits=2, config=AttentionConfig(block_n, 4, 1))
 
 
 def test_configs_of_its_own_choice() -> None:
@@ -288,10 +294,10 @@ def test_splits_fill_the_device_and_stay_long_enough(programs: int, length: int)
 
 @pytest.mark.parametrize(("queries", "element_size"), [(16, 2), (32, 2), (64, 2), (128, 2), (16, 4), (32, 4)])
 @pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
-@pytest.mark.parametrize("is_split", [False, True])
-def test_configs_fit_into_shared_memory(queries: int, head_dim: int, element_size: int, is_split: bool) -> None:
+@pytest.mark.parametrize("splits", [1, 4, 32])
+def test_configs_fit_into_shared_memory(queries: int, head_dim: int, element_size: int, splits: int) -> None:
     """Hopper has 227 KiB: queries, and keys and values once for each stage of the loop."""
-    config = attention_config(queries, head_dim, element_size, is_split, 2)
+    config = attention_config(queries, head_dim, element_size, splits, 32768)
     tile = 256 if head_dim > 128 else 128 if head_dim > 64 else 64
     assert (queries + 2 * config.block_n * config.num_stages) * tile * element_size <= 227 * 1024
 

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from slipstream.kernels.skinny import (
+    skinny_gate_up,
+    skinny_gate_up_reference,
     skinny_linear,
     skinny_linear_reference,
     skinny_norm_gate_up,
@@ -31,6 +33,13 @@ CASES = [
     (5, 20, 90, SkinnyConfig("dot", 16, 32, 4, 3, prefetch=True)),
     (16, 36, 90, SkinnyConfig("dot", 16, 16, 4, 2, split_k=4)),  # 6 tiles: the last share is empty
     (17, 20, 33, SkinnyConfig("dot", 32, 16, 4, 2, split_k=2)),
+]
+MMA_CASES = [  # one tile, tiles read ahead and not, chunks of a warp, odd columns, more rows
+    (1, 16, 32, SkinnyConfig("mma", 16, 32, 1, 1)),
+    (3, 20, 200, SkinnyConfig("mma", 16, 64, 2, 2, prefetch=True)),
+    (4, 40, 192, SkinnyConfig("mma", 32, 64, 1, 4)),
+    (8, 24, 33, SkinnyConfig("mma", 16, 32, 1, 2)),
+    (11, 20, 320, SkinnyConfig("mma", 16, 128, 2, 1)),
 ]
 IDS = [f"{rows}x{k}-{config.kind}{config.split_k}" for rows, _, k, config in CASES]
 
@@ -60,12 +69,25 @@ def limit(config: SkinnyConfig, dtype: torch.dtype) -> float:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "n", "k", "config"), CASES, ids=IDS)
+@pytest.mark.parametrize(("rows", "n", "k", "config"), CASES + MMA_CASES)
 def test_linear(rows: int, n: int, k: int, config: SkinnyConfig, dtype: torch.dtype) -> None:
     x, weight = normal(rows, k, dtype=dtype), normal(n, k, dtype=dtype, size=k**-0.5)
     exact = x.double() @ weight.double().T
     assert error(skinny_linear(x, weight, config), exact) < LIMITS[dtype]
     assert error(skinny_linear_reference(x, weight), exact) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "n", "k", "config"),
+    [CASES[3], CASES[7], *MMA_CASES, (5, 24, 96, SkinnyConfig("mma", 8, 32, 1, 2))],  # the last: one mma for both parts
+)
+def test_gate_up(rows: int, n: int, k: int, config: SkinnyConfig, dtype: torch.dtype) -> None:
+    x, weight = normal(rows, k, dtype=dtype), normal(2 * n, k, dtype=dtype, size=k**-0.5)
+    gate, up = (x.double() @ weight.double().T).split(n, -1)
+    exact = gate / (1 + (-gate).exp()) * up
+    assert error(skinny_gate_up(x, weight, config), exact) < 2 * LIMITS[dtype]
+    assert error(skinny_gate_up_reference(x, weight), exact) < 2 * LIMITS[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -131,6 +153,14 @@ def test_a_row_keeps_its_bits_in_other_company(config: SkinnyConfig) -> None:
     together = product(slice(None))
     assert torch.equal(product([3, 0, 3]), together[[3, 0, 3]])
     assert torch.equal(product(slice(2, 3)), together[2:3])
+
+
+def test_an_mma_keeps_a_rows_bits_for_any_number_of_rows_up_to_8() -> None:
+    x, weight = normal(8, 96, dtype=torch.float16), normal(32, 96, dtype=torch.float16)
+    config = SkinnyConfig("mma", 16, 32, 1, 2)
+    together = skinny_gate_up(x, weight, config)
+    for rows in (1, 4, 7):
+        assert torch.equal(skinny_gate_up(x[:rows], weight, config), together[:rows])
 
 
 @pytest.mark.parametrize("rows", [1, 4, 5])

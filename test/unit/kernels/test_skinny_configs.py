@@ -29,25 +29,26 @@ def entry(rows: int, config: object, n: int = 64) -> dict[str, object]:
 TABLE = parse_table(json.dumps({"entries": [entry(1, GEMV), entry(2, "cublas"), entry(8, DOT), entry(16, "cublas")]}))
 
 
-@pytest.mark.parametrize(("rows", "config"), [(1, GEMV), (5, DOT), (8, DOT)])
+@pytest.mark.parametrize(("rows", "config"), [(1, GEMV), (3, DOT), (5, DOT), (8, DOT)])
 def test_an_entry_serves_the_rows_up_to_its_own(rows: int, config: dict[str, object]) -> None:
     assert choose_config(TABLE, "linear", rows, 64, 32) == SkinnyConfig(**config)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rows", [2, 9, 16, 17, 32, 33, 1000])
-def test_cublas_by_entry_or_without_one_above_four_rows(rows: int) -> None:
+def test_cublas_by_entry_or_beyond_the_last_one(rows: int) -> None:
     assert choose_config(TABLE, "linear", rows, 64, 32) is None
 
 
-@pytest.mark.parametrize("rows", [3, 4])
-def test_up_to_four_rows_without_an_entry_take_the_default(rows: int) -> None:
-    assert choose_config(TABLE, "linear", rows, 64, 32) == default_config("linear", rows, 64, 32)
+@pytest.mark.parametrize("op", get_args(Op))
+def test_a_shape_that_was_not_measured_takes_the_default_up_to_four_rows(op: Op) -> None:
+    assert choose_config(TABLE, op, 3, 128, 32) == default_config(op, 3, 128, 32)
+    assert choose_config(TABLE, op, 4, 64, 16) == default_config(op, 4, 64, 16)
+    assert choose_config(TABLE, op, 5, 128, 32) is None
 
 
-def test_another_operation_or_shape_is_another_entry() -> None:
-    assert choose_config(TABLE, "norm_linear", 2, 64, 32) == default_config("norm_linear", 2, 64, 32)
-    assert choose_config(TABLE, "linear", 8, 128, 32) is None
-    assert choose_config(TABLE, "linear", 8, 64, 16) is None
+def test_a_shape_that_was_measured_for_another_operation_takes_cublas() -> None:
+    assert choose_config(TABLE, "norm_linear", 2, 64, 32) is None
+    assert choose_config(TABLE, "gate_up", 1, 64, 32) is None
 
 
 @pytest.mark.parametrize("op", get_args(Op))
@@ -74,6 +75,8 @@ def test_a_device_without_a_table_has_defaults() -> None:
         {"split_k": 2},
         {"block_k": 4},
         {"kind": "dot", "block_k": 8},
+        {"kind": "mma", "block_n": 4},
+        {"kind": "mma", "block_n": 16, "block_k": 64},
     ],
 )
 def test_impossible_configs_are_refused(change: dict[str, object]) -> None:
