@@ -57,8 +57,8 @@ class SkinnyConfig:
             self.split_k > 1 or self.block_n < 8 or self.block_k % (MMA_COLUMNS * self.num_warps)
         ):
             raise ValueError(
-                f"SkinnyConfig: an mma needs split_k 1, block_n of at least 8 and block_k a multiple of {MMA_COLUMNS} * "
-                f"num_warps, not {self}"
+                f"SkinnyConfig: an mma needs split_k 1, block_n of at least 8 and block_k a multiple of "
+                f"{MMA_COLUMNS} * num_warps, not {self}"
             )
         if self.kind == "dot" and self.block_k < 16:
             raise ValueError(f"SkinnyConfig: a dot needs block_k of at least 16, not {self}")
