@@ -249,7 +249,7 @@ def test_every_graph_gives_the_bits_of_its_program(pair: Pair, depth: int) -> No
         ]
         alone_too = PrefillProgram(worker._device_parts, key.shape, key.extends)
         for prefill in (with_graph, alone_too):
-            prefill.load(chunks, worker._prompt_ids)
+            prefill.load(chunks, worker.parts.state.prompts_cpu)
         assert_graph_is_program(worker, partial(replay_prefill, with_graph, graph, 2), partial(launch, alone_too, 2))
     dummy = worker.parts.state.dummy_slot
     assert int(worker.parts.state.committed_len[dummy]) == int(worker.parts.state.bonus[dummy]) == 0

@@ -22,7 +22,6 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
-def upload_into(target: Tensor, values: Values) -> None:
-    """Overwrite `target` with `values`, in the order of the device's work."""
-    source = torch.tensor(values, dtype=target.dtype)
-    target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)
+def upload_into(target: Tensor, values: Tensor) -> None:
+    """Overwrite `target` with `values` of the host, in the order of the device's work."""
+    target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)

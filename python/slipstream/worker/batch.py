@@ -45,7 +45,7 @@ def build_batch(
     device = state.bonus.device
     bonus = state.bonus.index_select(0, torch.tensor(decode, dtype=torch.int64, device=device))
     parts = [candidates.flat_token_ids(bonus)]
-    parts += [state.prompts[chunk.slot][chunk.start : chunk.start + chunk.length] for chunk in chunks]
+    parts += [state.prompt(chunk.slot)[chunk.start : chunk.start + chunk.length] for chunk in chunks]
     starts = [state.committed_len_cpu[slot] for slot in decode]
     num_rows = [1 + count for count in candidates.num_drafts]
     num_decode_rows = sum(num_rows)

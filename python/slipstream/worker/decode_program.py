@@ -52,10 +52,10 @@ class DecodeProgram:
         slots = slots + [self.parts.state.dummy_slot] * rest
         max_accepted = max_accepted + [0] * rest
         if slots != self._loaded_slots:
-            upload_into(self._slots, slots)
+            upload_into(self._slots, torch.tensor(slots))
             self._loaded_slots = slots
         if max_accepted != self._loaded_most:
-            upload_into(self._max_accepted, max_accepted)
+            upload_into(self._max_accepted, torch.tensor(max_accepted, dtype=torch.int32))
             self._loaded_most = max_accepted
 
     def run(self) -> None:

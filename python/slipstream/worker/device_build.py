@@ -82,7 +82,7 @@ def _try_long_prompt(parts: DeviceParts, num_rows: int) -> None:
     try:
         with torch.inference_mode():
             program = PrefillProgram(parts, PrefillShape.of(chunk), extends=parts.chain is not None)
-            program.load(chunk, {parts.state.dummy_slot: [0] * num_rows})
+            program.load(chunk, {parts.state.dummy_slot: torch.zeros(num_rows, dtype=torch.int64)})
             program.plan_on_host(chunk)
             program.run()
         if parts.device.type == "cuda":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slipstream.config.processes import WorkerDrafts
-from slipstream.layers.upload import upload
+from slipstream.layers.upload import to_device, upload
 
 # A plan already in flight may decode a request past its limit before the scheduler hears of its end. Those rows go to
 # the sink page, so the tables are a little wider than the context. Without drafts this is enough for 8 steps in flight.
@@ -47,15 +47,22 @@ class DeviceState:
         self.committed_len_cpu = [0] * num_slots
         self.bonus = torch.zeros(num_slots, dtype=torch.int64, device=device)  # sampled, not yet in KV
         self.page_tables = torch.zeros(num_slots, self.max_pages, dtype=torch.int32, device=device)
-        self.prompts: dict[int, Tensor] = {}  # slot -> int64 [tokens of NewRequest.token_ids]
+        self.prompts_cpu: dict[int, Tensor] = {}  # slot -> int64 [tokens of NewRequest.token_ids]
+        self._prompts: dict[int, Tensor] = {}  # the same on the device, of slots that somebody has asked for
         self._num_pages = [0] * num_slots
 
     def add(self, slot: int, token_ids: Sequence[int], pages: Sequence[int], num_cached: int) -> None:
         """A request enters an empty slot; KV of its first `num_cached` tokens lies in `pages`."""
-        assert slot not in self.prompts, f"slot {slot} is taken"
-        self.prompts[slot] = upload(token_ids, torch.int64, self.bonus.device)
+        assert slot not in self.prompts_cpu, f"slot {slot} is taken"
+        self.prompts_cpu[slot] = torch.tensor(token_ids, dtype=torch.int64)
         self.append_pages(slot, pages)
         self.set_committed_len(slot, num_cached)
+
+    def prompt(self, slot: int) -> Tensor:
+        """int64 [tokens of NewRequest.token_ids], on the device."""
+        if slot not in self._prompts:
+            self._prompts[slot] = to_device(self.prompts_cpu[slot], self.bonus.device)
+        return self._prompts[slot]
 
     def append_pages(self, slot: int, pages: Sequence[int]) -> None:
         """Lengthen a slot's page table."""
@@ -80,7 +87,8 @@ class DeviceState:
 
     def release(self, slot: int) -> None:
         """Empty a slot. Its pages are the scheduler's to give out again."""
-        self.prompts.pop(slot, None)
+        self.prompts_cpu.pop(slot, None)
+        self._prompts.pop(slot, None)
         self.page_tables[slot].zero_()
         self.set_committed_len(slot, 0)
         self._num_pages[slot] = 0

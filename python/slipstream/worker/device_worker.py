@@ -34,7 +34,6 @@ class DeviceWorker(Worker):
         super().__init__(parts)
         self._device_parts, self._graphs = device_parts, graphs
         self._pending: deque[PendingStep] = deque()
-        self._prompt_ids: dict[int, list[int]] = {}  # known tokens, by slot
         self._generations: dict[int, int] = {}  # how many requests a slot has had
         self._scored: set[int] = set()  # slots that want logprobs
         self._prompt_scored: set[int] = set()  # slots that want those of their prompt
@@ -94,14 +93,12 @@ class DeviceWorker(Worker):
 
     def _admit(self, plan: Plan) -> None:
         for slot in plan.release:
-            self._prompt_ids.pop(slot, None)
             self._scored.discard(slot)
             self._prompt_scored.discard(slot)
         super()._admit(plan)
 
     def _add(self, new: NewRequest) -> None:
         self._generations[new.slot] = self._generations.get(new.slot, 0) + 1
-        self._prompt_ids[new.slot] = new.token_ids
         if new.sampling.top_logprobs is not None:
             self._scored.add(new.slot)
         if new.sampling.prompt_logprobs_from is not None:
@@ -125,7 +122,7 @@ class DeviceWorker(Worker):
             self._state.committed_len_cpu[chunk.slot] = chunk.start + chunk.length
         extends = any(self._follows(chunk.slot) for chunk in chunks)
         program, replay = self._graphs.prefill(PrefillShape.of(chunks), extends)
-        program.load(chunks, self._prompt_ids)
+        program.load(chunks, self._state.prompts_cpu)
         if replay is None:
             program.plan_on_host(chunks)
         (replay or program.run)()

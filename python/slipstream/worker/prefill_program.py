@@ -64,44 +64,33 @@ class PrefillProgram:
         self._layout: Layout | None = None
         self.results = torch.zeros(shape.num_requests, 3, dtype=torch.int32, device=device)
 
-    def load(self, chunks: Sequence[PrefillChunk], prompts: Mapping[int, Sequence[int]]) -> None:
-        """`prompts`: the known tokens of each slot."""
+    def load(self, chunks: Sequence[PrefillChunk], prompts: Mapping[int, Tensor]) -> None:
+        """`prompts`: the known tokens of each slot, int64 on the host."""
         shape, dummy = self.shape, self.parts.state.dummy_slot
-        token_ids: list[int] = []
-        positions: list[int] = []
-        row_slots: list[int] = []
-        successors: list[int] = []
+        of_rows = torch.zeros(4, shape.num_rows + 1, dtype=torch.int64)
+        token_ids, positions, row_slots, successors = of_rows
+        row_slots.fill_(dummy)
+        begin = 0
         for chunk in chunks:
-            end = chunk.start + chunk.length
-            prompt = prompts[chunk.slot]
-            token_ids += prompt[chunk.start : end]
-            positions += range(chunk.start, end)
-            row_slots += [chunk.slot] * chunk.length
-            successors += prompt[chunk.start + 1 : end + 1]
-            if chunk.last:
-                successors.append(0)  # the token that will be drawn
-        rest = shape.num_rows + 1 - len(token_ids)
-        zeros = [0] * rest
-        upload_into(
-            self._of_rows, [token_ids + zeros, positions + zeros, row_slots + [dummy] * rest, successors + zeros]
-        )
+            end, rows = chunk.start + chunk.length, slice(begin, begin + chunk.length)
+            own = prompts[chunk.slot][chunk.start : end + 1]  # with the token after the chunk, if it is known
+            token_ids[rows] = own[: chunk.length]
+            positions[rows] = torch.arange(chunk.start, end)
+            row_slots[rows] = chunk.slot
+            known = chunk.length - chunk.last  # the last row's successor will be drawn
+            successors[begin : begin + known] = own[1 : known + 1]
+            begin += chunk.length
+        upload_into(self._of_rows, of_rows)
         last_rows = last_row_of_each(0, chunks)
         samples = [int(chunk.last) for chunk in chunks]
         ends = [chunk.start + chunk.length for chunk in chunks]
         drawn_rows = [row if chunk.last else shape.num_rows for chunk, row in zip(chunks, last_rows, strict=True)]
         rest = shape.num_requests - len(chunks)
         zeros = [0] * rest
-        upload_into(
-            self._of_requests,
-            [
-                [chunk.slot for chunk in chunks] + [dummy] * rest,
-                last_rows + zeros,
-                ends + zeros,
-                samples + zeros,
-                drawn_rows + [shape.num_rows] * rest,
-            ],
-        )
-        upload_into(self._of_blocks, blocks_of(chunks, shape.num_blocks))
+        slots = [chunk.slot for chunk in chunks] + [dummy] * rest
+        of_requests = [slots, last_rows + zeros, ends + zeros, samples + zeros, drawn_rows + [shape.num_rows] * rest]
+        upload_into(self._of_requests, torch.tensor(of_requests))
+        upload_into(self._of_blocks, torch.tensor(blocks_of(chunks, shape.num_blocks), dtype=torch.int32))
 
     def plan_on_host(self, chunks: Sequence[PrefillChunk]) -> None:
         """Let the attention backend know all lengths, for its kernels for long chunks; the program is then to run for

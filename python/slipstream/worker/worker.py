@@ -308,7 +308,7 @@ class Worker:
         for chunk, last_row in zip(chunks, last_row_of_each(num_decode_rows, chunks), strict=True):
             if speculation.follows(chunk.slot) and chunk.slot not in self._errors:
                 kept.append(chunk)
-                runs.append(run_of_chunk(chunk, last_row, self._state.prompts[chunk.slot], sampled.get(chunk.slot, [])))
+                runs.append(run_of_chunk(chunk, last_row, self._state.prompt(chunk.slot), sampled.get(chunk.slot, [])))
         if runs:
             images = self._image_rows(num_rows, kept, ahead=1)
             self._set_threads(sum(len(run.rows) for run in runs))
@@ -326,7 +326,7 @@ class Worker:
         for begin in range(positions.start, positions.stop, block_rows):
             end = min(begin + block_rows, positions.stop)
             logits = self._model.compute_logits(hidden[begin - chunk.start : end - chunk.start])
-            targets = self._state.prompts[chunk.slot][begin + 1 : end + 1]
+            targets = self._state.prompt(chunk.slot)[begin + 1 : end + 1]
             scored.extend(logprob for logprob in gather_logprobs(logits, targets, [top] * (end - begin)) if logprob)
         outcome.prompt_logprobs = scored
 
