@@ -28,7 +28,6 @@ from slipstream.attention.flashinfer_prefill import FlashInferPrefill
 from slipstream.attention.large_prefill import LargePrefill
 from slipstream.attention.layer import AttentionLayer
 from slipstream.attention.paging import make_layout
-from slipstream.attention.sdpa_prefill import SdpaPrefill
 from slipstream.attention.triton import TritonAttention
 
 PAGE_SIZE = 16
@@ -108,7 +107,6 @@ def candidates(case: Case, layer: AttentionLayer, inputs: Inputs) -> list[Candid
         found.append(contiguous("fa3", FlashInferPrefill(kernel="fa3"), case, layer, inputs))
     if problem is None:
         found.append(contiguous("fa2", FlashInferPrefill(kernel="fa2"), case, layer, inputs))
-    found.append(contiguous("sdpa", SdpaPrefill(), case, layer, inputs))
     found.append(paged("triton", TritonAttention([layer], [inputs.cache]), inputs))
     if has_fa3:
         large = FlashInferPrefill(min_rows=0, kernel="fa3")

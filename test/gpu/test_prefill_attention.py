@@ -12,7 +12,6 @@ from slipstream.attention.flashinfer_prefill import FlashInferPrefill
 from slipstream.attention.large_prefill import LargePrefill
 from slipstream.attention.layer import AttentionLayer
 from slipstream.attention.paging import make_layout
-from slipstream.attention.sdpa_prefill import SdpaPrefill
 from slipstream.attention.torch_native import TorchNativeAttention
 
 pytestmark = pytest.mark.gpu
@@ -24,13 +23,12 @@ STEPS = [([600], [600]), ([513], [1500]), ([1, 700, 130, 129], [1, 700, 1027, 90
 KERNELS: dict[str, Callable[[], LargePrefill]] = {
     "fa3": lambda: FlashInferPrefill(kernel="fa3"),
     "fa2": lambda: FlashInferPrefill(kernel="fa2"),
-    "sdpa": SdpaPrefill,
 }
 
 
 @pytest.fixture(params=KERNELS)
 def prefill(request: pytest.FixtureRequest) -> LargePrefill:
-    if request.param != "sdpa" and (problem := FlashInferPrefill.available([LAYER], torch.bfloat16, CUDA)):
+    if problem := FlashInferPrefill.available([LAYER], torch.bfloat16, CUDA):
         pytest.skip(f"FlashInfer {problem}")
     if request.param == "fa3" and torch.cuda.get_device_capability(CUDA)[0] != 9:
         pytest.skip("FlashAttention-3 needs a Hopper GPU")

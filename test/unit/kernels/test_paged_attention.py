@@ -297,7 +297,7 @@ def test_splits_fill_the_device_and_stay_long_enough(programs: int, length: int)
 @pytest.mark.parametrize("splits", [1, 4, 32])
 def test_configs_fit_into_shared_memory(queries: int, head_dim: int, element_size: int, splits: int) -> None:
     """Hopper has 227 KiB: queries, and keys and values once for each stage of the loop."""
-    config = attention_config(queries, head_dim, element_size, splits, 32768)
+    config = attention_config(queries, head_dim, element_size, splits)
     tile = 256 if head_dim > 128 else 128 if head_dim > 64 else 64
     assert (queries + 2 * config.block_n * config.num_stages) * tile * element_size <= 227 * 1024
 
