@@ -49,6 +49,7 @@ bench: install
 	$(BIN)/python scripts/record_bench.py speculative
 
 results: install
+	$(BIN)/python scripts/plot_roofline.py
 	$(BIN)/python scripts/make_results.py
 
 clean:
