@@ -62,7 +62,7 @@ class DeviceRows:
     block_starts: Tensor  # int32 [NB]: the block's first row
     block_sizes: Tensor  # int32 [NB]: rows of the block; 0: an empty block
     rows_per_block: int  # most rows of a block
-    max_kv_len: int  # what no position exceeds, less one
+    max_kv_len: int  # all positions are below it
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,15 @@ class AttentionBackend(Protocol):
     @classmethod
     def supports(cls, layers: Sequence[AttentionLayer], dtype: torch.dtype, device: torch.device) -> str | None:
         """None, or one clause that says what this backend cannot do."""
+        ...
+
+    @classmethod
+    def workspace_bytes(cls, layers: Sequence[AttentionLayer]) -> int:
+        """Device memory that an instance needs beside caches and activations."""
+        ...
+
+    def warm_up(self) -> None:
+        """Compile or load what would otherwise wait for the first request."""
         ...
 
     def plan(self, layout: Layout) -> None:

@@ -31,6 +31,7 @@ def choose_backend(
             (found for layers, dtype in models if (found := backend.supports(layers, dtype, device)) is not None), None
         )
         if problem is None:
-            return candidate, backend, "; ".join(refusals) or "the fastest that supports the model"
+            fastest = "; ".join(refusals) or "the fastest that supports the model"
+            return candidate, backend, fastest if name == AUTO else "as given"
         refusals.append(f"{candidate} {problem}")
     raise ConfigError(f"--attention-backend {name}: {'; '.join(refusals)}; choose another")

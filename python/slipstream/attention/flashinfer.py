@@ -1,11 +1,13 @@
 """Attention with FlashInfer for large chunks and the Triton kernel for all other rows."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from slipstream.attention.flashinfer_prefill import FlashInferPrefill
+from slipstream.attention.large_prefill import MAX_GATHERED_KEYS
 from slipstream.attention.layer import AttentionLayer
 from slipstream.attention.triton import TritonAttention
 
@@ -29,8 +31,9 @@ class FlashInferAttention(TritonAttention):
 
     @classmethod
     def workspace_bytes(cls, layers: Sequence[AttentionLayer]) -> int:
-        """Device memory that warm_up() takes and keeps."""
-        return FlashInferPrefill.workspace_bytes(layers)
+        """What warm_up() keeps, and keys and values of 16 bits that long prompts gather, of one layer at a time."""
+        gathered = max(2 * math.prod(layer.cache_shape) for layer in layers) + 8  # and where each of them lies
+        return FlashInferPrefill.workspace_bytes(layers) + MAX_GATHERED_KEYS * gathered
 
     def warm_up(self) -> None:
         """Compile and load FlashInfer's kernels. Before the server is ready: the first time takes a minute or more."""

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from slipstream.attention.layer import AttentionLayer
 
+MAX_GATHERED_KEYS = 2**17  # of all requests with chunks in a step: a bound on the memory that they are gathered into
+
 
 class LargePrefill(Protocol):
     """Causal attention of the chunks of a step, whose keys and values are gathered, request after request."""

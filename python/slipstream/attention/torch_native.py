@@ -39,6 +39,14 @@ class TorchNativeAttention:
         """Every layer, dtype and device."""
         return None
 
+    @classmethod
+    def workspace_bytes(cls, layers: Sequence[AttentionLayer]) -> int:
+        """Nothing is kept."""
+        return 0
+
+    def warm_up(self) -> None:
+        """There is nothing to compile."""
+
     def plan(self, layout: Layout) -> None:
         """Work out, once per step and window, which cache rows each request reads."""
         self._kv_rows = layout.kv_rows

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slipstream.attention.base import DeviceRows, Layout, Rotation, Tree
-from slipstream.attention.large_prefill import LargePrefill
+from slipstream.attention.large_prefill import MAX_GATHERED_KEYS, LargePrefill
 from slipstream.attention.layer import AttentionLayer
 from slipstream.kernels.launch import IS_INTERPRETED
 from slipstream.kernels.paged_attention import (
@@ -79,6 +79,14 @@ class TritonAttention:
             if layer.num_heads // layer.num_kv_heads > MAX_HEADS_PER_KV:
                 return f"takes at most {MAX_HEADS_PER_KV} query heads for each KV head"
         return None
+
+    @classmethod
+    def workspace_bytes(cls, layers: Sequence[AttentionLayer]) -> int:
+        """See AttentionBackend.workspace_bytes: partial results are counted among the activations."""
+        return 0
+
+    def warm_up(self) -> None:
+        """The kernel is compiled where it is needed first, which is before the server is ready."""
 
     def plan_rows(self, rows: DeviceRows) -> None:
         """See DeviceAttention.plan_rows."""
@@ -152,6 +160,8 @@ class TritonAttention:
     def _plan_large(self, layout: Layout, num_decode_rows: int) -> _LargeChunks | None:
         num_rows, kv_lens = layout.num_rows[layout.num_decode :], layout.kv_lens_cpu[layout.num_decode :]
         if self._large_prefill is None or not num_rows or sum(num_rows) < self._large_prefill.min_rows:
+            return None
+        if sum(kv_lens) > MAX_GATHERED_KEYS:
             return None
         if all(window is not None and window < max(kv_lens) for window in self._windows):
             return None

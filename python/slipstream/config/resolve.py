@@ -237,11 +237,21 @@ def _graph_batch(chooser: Chooser, shared: _Shared) -> int:
         chooser.reasons["cuda_graph_max_bs"] = (0, "CPU")
         chooser.choose("disable_cuda_graph")
         return 0
+    if chooser.choose("disable_cuda_graph"):
+        if chooser.choose("cuda_graph_max_bs") != AUTO:
+            raise ConfigError("--cuda-graph-max-bs is given, but --disable-cuda-graph too: leave one of them out")
+        chooser.reasons["cuda_graph_max_bs"] = (0, "--disable-cuda-graph")
+        return 0
     most = chooser.choose(
         "cuda_graph_max_bs",
         lambda: (min(shared.max_running_requests, MAX_GRAPH_BATCH), "all that may run at once, at most 256"),
     )
-    return 0 if chooser.choose("disable_cuda_graph") else min(int(most), shared.max_running_requests)
+    if most > shared.max_running_requests:
+        raise ConfigError(
+            f"--cuda-graph-max-bs is {most}, but only {shared.max_running_requests} requests run at once; lower it or "
+            "raise --max-running-requests"
+        )
+    return int(most)
 
 
 def _auto_dtype(on_gpu: bool, model: ModelFacts, machine: Machine) -> tuple[str, str]:

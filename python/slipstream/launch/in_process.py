@@ -5,6 +5,7 @@ The same code as in the processes, with local queues in place of sockets.
 
 import asyncio
 import threading
+import time
 from collections import deque
 
 from slipstream.config.resolve import Resolved
@@ -68,6 +69,7 @@ class InProcessRuntime:
     def _run(self) -> None:
         from slipstream.tokenizer.process import load_tokenizer, make_core
         from slipstream.worker.process import (  # import torch: only where the worker runs here
+            POLL_S,
             load_worker,
             send_finished,
         )
@@ -87,4 +89,6 @@ class InProcessRuntime:
             plans.extend(self._to_worker.drain())
             if plans:
                 worker.submit(plans.popleft())
+            elif worker.num_pending:
+                time.sleep(POLL_S)
             send_finished(worker, self._to_scheduler)

@@ -22,7 +22,7 @@ class DeviceChain:
 
     def __init__(self, speculator: AutoRegressiveSpeculator, tables: SlotTables) -> None:
         self._model, self._target = speculator.model, speculator.target
-        self._attention = cast(DeviceAttention, speculator.attention)
+        self.attention = cast(DeviceAttention, speculator.attention)
         self._kept = speculator.kept
         self._tables = tables
 
@@ -37,32 +37,18 @@ class DeviceChain:
         for level in range(depth):
             if level:
                 positions, kv_rows = levels.positions[level - 1], levels.kv_rows[level - 1]
-                self._attention.plan_rows(replace(levels, positions=positions, kv_rows=kv_rows))
+                self.attention.plan_rows(replace(levels, positions=positions, kv_rows=kv_rows))
                 x = self._target.embed(drafts[-1])
-                out = self._model.forward(x, out.feedback_hidden, positions, self._attention)
+                out = self._model.forward(x, out.feedback_hidden, positions, self.attention)
             logits = self._target.compute_logits(out.logits_hidden, widen=False)
             # the bonus token stands at positions[0], and the first draft comes after it
             drafts.append(draw_tokens(logits, slots, levels.positions[level] + 1, self._tables)[0])
         return torch.stack(drafts, dim=1)
 
-    def extend(self, rows: DeviceRows, successors: Tensor, hidden: Tensor, slots: Tensor, last_rows: Tensor) -> None:
-        """Run the draft over all rows of a step, with the token after each, int64 [T], and the target's hidden states
-        [T, D]. Of each of `slots` the outputs of its row `last_rows`, both int64 [R], are kept; rows after it are not
-        final, and what they leave in the cache is written again.
+    def extend(self, positions: Tensor, successors: Tensor, hidden: Tensor, slots: Tensor, last_rows: Tensor) -> None:
+        """Run the draft over all rows of a step, for which `attention` is planned, with the token after each, int64
+        [T], and the target's hidden states [T, D]. Of each of `slots` the outputs of its row `last_rows`, both int64
+        [R], are kept; rows after it are not final, and what they leave in the cache is written again.
         """
-        self._attention.plan_rows(rows)
-        self._extend(rows.positions, successors, hidden, slots, last_rows)
-
-    def extend_planned(
-        self, positions: Tensor, successors: Tensor, hidden: Tensor, slots: Tensor, last_rows: Tensor
-    ) -> None:
-        """The same after `attention.plan()`, where the host knows all lengths."""
-        self._extend(positions, successors, hidden, slots, last_rows)
-
-    @property
-    def attention(self) -> DeviceAttention:
-        return self._attention
-
-    def _extend(self, positions: Tensor, successors: Tensor, hidden: Tensor, slots: Tensor, last_rows: Tensor) -> None:
-        out = self._model.forward(self._target.embed(successors), hidden, positions, self._attention)
+        out = self._model.forward(self._target.embed(successors), hidden, positions, self.attention)
         self._kept.put(slots, out.rows(last_rows))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slipstream.attention.base import AttentionBackend
 from slipstream.attention.choose import choose_backend
-from slipstream.config.processes import WorkerConfig
+from slipstream.config.processes import WorkerConfig, WorkerDrafts
 from slipstream.errors import ConfigError
 from slipstream.hf_transformers.spec import CheckpointSpec, DrafterSpec, ModelSpec
 from slipstream.log import get_logger
@@ -21,6 +21,7 @@ from slipstream.models.tables import TABLES
 from slipstream.sampling.sampler import Sampler
 from slipstream.sampling.simulated import Simulation
 from slipstream.sampling.verifier import Verifier
+from slipstream.speculative.draft_model import DraftModelSpeculator
 from slipstream.speculative.parts import LoadedDraft, SpeculatorParts
 from slipstream.speculative.registry import SPECULATORS
 from slipstream.weights.load import ReportProgress
@@ -96,25 +97,11 @@ def build_worker(
     )
     _log_loading(room.weight_bytes, device, loading)
     caches = _allocate(models[0], room.pool, config, device)
-    speculation = simulation = None
-    if config.drafts is not None:
-        simulation = Simulation.of(config.drafts.simulated_length, config.drafts.simulated_pattern)
-        loaded = None
-        if draft is not None and draft_parameters is not None:
-            draft_caches = _allocate(models[1], room.pool, config, device)
-            loaded = LoadedDraft(draft, draft_parameters, models[1].layers, backend, draft_caches)
-        parts = SpeculatorParts(
-            drafts=config.drafts,
-            state=state,
-            sampler=sampler,
-            target=target,
-            num_slots=num_slots,
-            vocab_size=spec.vocab_size,
-            device=device,
-            dtype=dtype,
-            draft=loaded,
-        )
-        speculation = Speculation(SPECULATORS.get(config.drafts.algorithm)(parts))
+    loaded = None
+    if draft is not None and draft_parameters is not None:
+        draft_caches = _allocate(models[1], room.pool, config, device)
+        loaded = LoadedDraft(draft, draft_parameters, models[1].layers, backend, draft_caches)
+    speculation, simulation = _make_speculation(config.drafts, state, sampler, target, spec.vocab_size, dtype, loaded)
     attention = backend(models[0].layers, caches)
     encoder = target.image_encoder
     info = _info(config, device, models, room, (name, why))
@@ -131,13 +118,40 @@ def build_worker(
         ready=WorkerReady(room.pool.num_pages, info),
         parameters_per_layer=models[0].weights.num_parameters // len(models[0].layers),
     )
-    if hasattr(attention, "warm_up"):
-        attention.warm_up()  # may compile kernels, and logs how long that takes
+    attention.warm_up()
+    if speculation is not None and isinstance(speculation.speculator, DraftModelSpeculator):
+        speculation.speculator.attention.warm_up()
     worker = _make_worker(worker_parts, config, capture_progress)
     if room.plan is not None:
         logger.info("%s", measured_table(room.plan, device))
     info["load_s"] = time.perf_counter() - started
     return worker
+
+
+def _make_speculation(
+    drafts: WorkerDrafts | None,
+    state: DeviceState,
+    sampler: Sampler,
+    target: CausalLM,
+    vocab_size: int,
+    dtype: torch.dtype,
+    draft: LoadedDraft | None,
+) -> tuple[Speculation | None, Simulation | None]:
+    if drafts is None:
+        return None, None
+    parts = SpeculatorParts(
+        drafts=drafts,
+        state=state,
+        sampler=sampler,
+        target=target,
+        num_slots=state.dummy_slot + 1,
+        vocab_size=vocab_size,
+        device=state.bonus.device,
+        dtype=dtype,
+        draft=draft,
+    )
+    speculation = Speculation(SPECULATORS.get(drafts.algorithm)(parts))
+    return speculation, Simulation.of(drafts.simulated_length, drafts.simulated_pattern)
 
 
 def _make_room(
@@ -160,8 +174,7 @@ def _make_room(
     if device.type != "cuda":
         pool = size_pool(limits, bytes_per_token, weight_bytes, memory)
         return _Room(pool, None, bytes_per_token, weight_bytes)
-    workspace = getattr(backend, "workspace_bytes", None)
-    workspace_bytes = sum(workspace(model.layers) for model in models) if workspace else 0
+    workspace_bytes = sum(backend.workspace_bytes(model.layers) for model in models)
     plan = plan_memory(limits, memory_facts(config, spec, models, device, workspace_bytes), memory)
     return _Room(plan.pool, plan, bytes_per_token, weight_bytes)
 

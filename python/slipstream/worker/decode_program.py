@@ -28,8 +28,8 @@ class DecodeProgram:
         self.parts, self.batch, self.depth, self.extends = parts, batch, depth, extends
         device, width = parts.device, depth + 1
         self._loaded_slots, self._loaded_most = [parts.state.dummy_slot] * batch, [0] * batch
-        self._slots = torch.tensor(self._loaded_slots, dtype=torch.int64, device=device)
-        self._max_accepted = torch.tensor(self._loaded_most, dtype=torch.int32, device=device)
+        self._slots = upload(self._loaded_slots, torch.int64, device)
+        self._max_accepted = upload(self._loaded_most, torch.int32, device)
         self.results = torch.zeros(batch, width + 2, dtype=torch.int32, device=device)
         positions, kv_rows = (torch.zeros(batch * width, dtype=torch.int64, device=device) for _ in range(2))
         self.rows = DeviceRows(
@@ -102,7 +102,8 @@ class DecodeProgram:
         if self.extends:
             assert parts.chain is not None
             last_rows = self._first_rows + (results[:, 0] - 1)
-            parts.chain.extend(rows, successors.view(-1), self.hidden, self._slots, last_rows)
+            parts.chain.attention.plan_rows(rows)
+            parts.chain.extend(rows.positions, successors.view(-1), self.hidden, self._slots, last_rows)
 
     def extend(self, successors: list[list[int]]) -> None:
         """In the place of tail(), where the host has drawn `successors` of each slot and committed them: extend the
@@ -117,7 +118,9 @@ class DecodeProgram:
         lasts = [row * width + max(len(own), 1) - 1 for row, own in enumerate(successors)]
         lasts += range(len(successors) * width, self.batch * width, width)
         last_rows = upload(lasts, torch.int64, device)
-        parts.chain.extend(self.rows, upload(padded, torch.int64, device).view(-1), self.hidden, self._slots, last_rows)
+        token_ids = upload(padded, torch.int64, device).view(-1)
+        parts.chain.attention.plan_rows(self.rows)
+        parts.chain.extend(self.rows.positions, token_ids, self.hidden, self._slots, last_rows)
 
     def _levels(self) -> DeviceRows:
         """The rows of each level of drafts: one for each slot."""

@@ -15,6 +15,7 @@ from slipstream.speculative.device_chain import DeviceChain
 from slipstream.weights.load import ReportProgress
 from slipstream.worker.device_parts import DeviceParts
 from slipstream.worker.device_worker import DeviceWorker
+from slipstream.worker.naming import naming
 from slipstream.worker.prefill_program import PrefillProgram, PrefillShape
 from slipstream.worker.step_graphs import StepGraphs, batch_buckets, prefill_buckets
 from slipstream.worker.worker import WorkerParts
@@ -61,7 +62,7 @@ def make_device_worker(parts: WorkerParts, config: WorkerConfig, progress: Repor
         simulated_length=config.drafts.simulated_length if config.drafts is not None else None,
         max_kv_len=parts.state.max_pages * parts.state.page_size,
     )
-    _try_long_prompt(device_parts, min(config.chunked_prefill_size, config.context_length))
+    _try_long_prompt(device_parts, config.chunked_prefill_size, config.context_length)
     graphs = StepGraphs(device_parts)
     if config.cuda_graph_max_bs:
         graphs.capture(
@@ -73,25 +74,22 @@ def make_device_worker(parts: WorkerParts, config: WorkerConfig, progress: Repor
     return DeviceWorker(parts, device_parts, graphs)
 
 
-def _try_long_prompt(parts: DeviceParts, num_rows: int) -> None:
-    """Run the longest chunk there can be once, of the dummy slot: its kernels are compiled before traffic comes, and
-    if memory does not suffice that shows now.
+def _try_long_prompt(parts: DeviceParts, num_rows: int, context_length: int) -> None:
+    """Run the largest prefill step there can be once, of the dummy slot: its kernels are compiled before traffic comes,
+    and if memory does not suffice that shows now.
     """
     started = time.perf_counter()
-    chunk = [PrefillChunk(parts.state.dummy_slot, 0, num_rows, True)]
-    try:
-        with torch.inference_mode():
-            program = PrefillProgram(parts, PrefillShape.of(chunk), extends=parts.chain is not None)
-            program.load(chunk, {parts.state.dummy_slot: torch.zeros(num_rows, dtype=torch.int64)})
-            program.plan_on_host(chunk)
-            program.run()
+    dummy = parts.state.dummy_slot
+    lengths = [min(context_length, num_rows - first) for first in range(0, num_rows, context_length)]
+    chunks = [PrefillChunk(dummy, 0, length, True) for length in lengths]
+    flags = "--chunked-prefill-size or --mem-fraction-static"
+    with naming(f"a prefill step of {num_rows} tokens", flags, ConfigError), torch.inference_mode():
+        program = PrefillProgram(parts, PrefillShape.of(chunks), extends=parts.chain is not None)
+        program.load(chunks, {dummy: torch.zeros(context_length, dtype=torch.int64)})
+        program.plan_on_host(chunks)
+        program.run()
         if parts.device.type == "cuda":
             torch.cuda.synchronize(parts.device)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"no memory for a prefill step of {num_rows} tokens; lower --chunked-prefill-size or "
-            f"--mem-fraction-static: {error}"
-        ) from error
     logger.info("a prefill step of %d tokens, kernels compiled: %.1f s", num_rows, time.perf_counter() - started)
 
 

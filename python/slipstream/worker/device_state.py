@@ -26,7 +26,8 @@ def rows_past_limit(drafts: WorkerDrafts | None) -> int:
 class DeviceState:
     """Per slot: committed length, last sampled token, page table and prompt.
 
-    Lengths are kept twice: on the device, where the rows read them, and on the host (`_cpu`), where sizes are decided.
+    Lengths are kept twice: on the device, where the rows read them, and on the host (`_cpu`), where sizes are decided;
+    there they are behind by the steps whose results have not been taken.
     A page table's unused entries are 0, the sink. One slot more than requests can have is always empty: `dummy_slot`
     fills up batches.
     """

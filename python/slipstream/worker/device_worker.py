@@ -2,8 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
 from slipstream.sampling.candidates import Candidates
 from slipstream.worker.decode_program import DecodeProgram, token_ids_of
 from slipstream.worker.device_parts import DeviceParts
+from slipstream.worker.naming import naming
 from slipstream.worker.outcome import Outcome, Path
-from slipstream.worker.pending import Moment, PendingStep, to_host
+from slipstream.worker.pending import Moment, PendingStep, description, to_host
 from slipstream.worker.prefill_program import PrefillShape
 from slipstream.worker.step_graphs import DecodeRun, StepGraphs
 from slipstream.worker.worker import NOT_FINITE, Worker, WorkerParts
@@ -46,7 +47,7 @@ class DeviceWorker(Worker):
     def submit(self, plan: Plan) -> None:
         """Launch one plan; plans come in stream order."""
         started, begun = time.perf_counter(), Moment(self._device_parts.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), _naming(plan.step, description(plan.chunks, plan.decode)):
             self._admit(plan)
             if not self._runs_on_device(plan):
                 self._wait_for_all()
@@ -72,12 +73,12 @@ class DeviceWorker(Worker):
     def _wait_for_all(self) -> None:
         while self._pending:
             pending = self._pending.popleft()
-            with _naming(pending):
+            with _naming(pending.plan.step, pending.description):
                 pending.ended.wait()
             self._done.append(self._collect(pending))
 
     def _is_done(self, pending: PendingStep) -> bool:
-        with _naming(pending):
+        with _naming(pending.plan.step, pending.description):
             return pending.ended.is_past
 
     def _runs_on_device(self, plan: Plan) -> bool:
@@ -106,11 +107,10 @@ class DeviceWorker(Worker):
         super()._add(new)
 
     def _launch(self, plan: Plan, begun: Moment) -> PendingStep:
-        chunks = [chunk for chunk in plan.chunks if chunk.slot not in self._errors]
-        decode = [slot for slot in plan.decode if slot not in self._errors]
+        decode, chunks = self._runnable(plan)
         generations = {slot: self._generations[slot] for slot in (*decode, *(chunk.slot for chunk in chunks))}
         chunk_results = self._launch_chunks(chunks) if chunks else None
-        num_drafts = [plan.draft_depths.get(slot, 0) if self._follows(slot) else 0 for slot in decode]
+        num_drafts = self._num_drafts(plan, decode)
         decode_results = self._launch_decode(decode, num_drafts) if decode else None
         self._speculator_is_behind = True
         ended = Moment(self._device_parts.device)
@@ -145,12 +145,11 @@ class DeviceWorker(Worker):
         """Execute a plan in whose decode slots the host has a say: between the segments it draws for all of them. All
         steps before have returned.
         """
-        chunks = [chunk for chunk in plan.chunks if chunk.slot not in self._errors]
-        decode = [slot for slot in plan.decode if slot not in self._errors]
+        decode, chunks = self._runnable(plan)
         outcomes = {slot: Outcome() for slot in (*decode, *(chunk.slot for chunk in chunks))}
         chunk_results = self._launch_chunks(chunks) if chunks else None
         if decode:
-            num_drafts = [plan.draft_depths.get(slot, 0) if self._follows(slot) else 0 for slot in decode]
+            num_drafts = self._num_drafts(plan, decode)
             run = self._forward(decode, num_drafts)
             paths = self._sample_forward(run.program, decode, num_drafts, outcomes)
             self._commit(paths, is_chain=True)
@@ -177,6 +176,10 @@ class DeviceWorker(Worker):
         drafts = program.drafts[: len(slots), : max(num_drafts)]
         hidden = program.hidden.index_select(0, upload(rows, torch.int64, device))
         return self._sample(slots, first_positions, Candidates.chain(num_drafts, drafts), hidden, outcomes)
+
+    def _num_drafts(self, plan: Plan, slots: Sequence[int]) -> list[int]:
+        """Of each slot; a slot that the draft does not follow has none."""
+        return [plan.draft_depths.get(slot, 0) if self._follows(slot) else 0 for slot in slots]
 
     def _follows(self, slot: int) -> bool:
         return self._speculation is not None and self._speculation.follows(slot)
@@ -216,14 +219,6 @@ class DeviceWorker(Worker):
         return SlotResult(slot, [], error=NOT_FINITE)
 
 
-@contextmanager
-def _naming(pending: PendingStep) -> Iterator[None]:
-    """Errors of the device come up long after the kernel that made them: say at least in which step."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise WorkerDied(
-            f"the GPU failed in step {pending.plan.step} ({pending.description}) or in one right before it: {error}; "
-            "to find the kernel, start with --disable-cuda-graph and CUDA_LAUNCH_BLOCKING=1 in the environment; "
-            "--attention-backend torch_native does without our attention kernels"
-        ) from error
+def _naming(step: int, what: str) -> AbstractContextManager[None]:
+    flags = "--mem-fraction-static, --max-running-requests or --chunked-prefill-size"
+    return naming(f"step {step} ({what})", flags, WorkerDied)

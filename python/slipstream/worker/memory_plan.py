@@ -241,8 +241,8 @@ def _parts(limits: PoolLimits, facts: MemoryFacts) -> Iterable[Part]:
     yield Part(f"activations of {rows} rows", _activation_bytes(rows, facts), "--chunked-prefill-size")
     if facts.images is not None:
         yield Part("image encoder", _image_bytes(facts, facts.images))
-    yield Part("attention workspaces", facts.workspace_bytes, "--max-running-requests")
-    yield Part("CUDA graphs", facts.graph_bytes, "--cuda-graph-max-bs")
+    yield Part("attention workspaces", facts.workspace_bytes, "--attention-backend triton")
+    yield Part("CUDA graphs", facts.graph_bytes, "--disable-cuda-graph")
     yield Part("CUDA libraries", facts.library_bytes)
 
 

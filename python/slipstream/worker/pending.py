@@ -1,6 +1,7 @@
 """A step that the device may still be working on."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,13 +58,21 @@ class PendingStep:
 
     @property
     def description(self) -> str:
-        """What was computed, in words."""
-        parts = []
-        if self.chunks:
-            parts.append(f"{sum(chunk.length for chunk in self.chunks)} tokens of {len(self.chunks)} prompts")
-        if self.decode:
-            parts.append(f"{len(self.decode)} decoding requests with up to {max(self.num_drafts)} drafts")
-        return " and ".join(parts)
+        return description(self.chunks, self.decode)
+
+
+def description(chunks: Sequence[PrefillChunk], decode: Sequence[int]) -> str:
+    """What a step computes, in words.
+
+    >>> description([PrefillChunk(0, 0, 20, True)], [1, 2])
+    '20 tokens of 1 prompts and 2 decoding requests'
+    """
+    parts = []
+    if chunks:
+        parts.append(f"{sum(chunk.length for chunk in chunks)} tokens of {len(chunks)} prompts")
+    if decode:
+        parts.append(f"{len(decode)} decoding requests")
+    return " and ".join(parts) or "no rows"
 
 
 def to_host(results: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slipstream.attention.base import DeviceRows, Layout
+from slipstream.attention.base import DeviceAttention, DeviceRows, Layout
 from slipstream.attention.paging import make_layout
 from slipstream.kernels.draw import draw_tokens
 from slipstream.kernels.rows import chunk_rows
@@ -106,12 +106,8 @@ class PrefillProgram:
         parts, state, num_rows = self.parts, self.parts.state, self.shape.num_rows
         token_ids, positions, row_slots = (each[:num_rows] for each in self._of_rows[:3])
         slots, last_rows, ends, samples, drawn_rows = self._of_requests
-        rows = self._rows(positions, row_slots) if self._layout is None else None
-        if rows is not None:
-            parts.attention.plan_rows(rows)
-        else:
-            assert self._layout is not None
-            parts.attention.plan(self._layout)
+        rows = None if self._layout is not None else self._rows(positions, row_slots)
+        self._plan(parts.attention, rows)
         hidden = parts.model.forward(parts.model.embed(token_ids), positions, parts.attention)
         logits = parts.model.compute_logits(hidden.index_select(0, last_rows), widen=False)
         drawn, is_finite = draw_tokens(logits, slots, ends, parts.tables)
@@ -120,26 +116,18 @@ class PrefillProgram:
         )
         self.results.copy_(results)
         if self.extends:
-            self._extend(rows, positions, self._of_rows[3].index_copy(0, drawn_rows, drawn), hidden, slots, last_rows)
+            assert parts.chain is not None
+            self._plan(parts.chain.attention, rows)
+            successors = self._of_rows[3].index_copy(0, drawn_rows, drawn)[:num_rows]
+            parts.chain.extend(positions, successors, hidden, slots, last_rows)
 
-    def _extend(
-        self,
-        rows: DeviceRows | None,
-        positions: Tensor,
-        successors: Tensor,
-        hidden: Tensor,
-        slots: Tensor,
-        last_rows: Tensor,
-    ) -> None:
-        chain = self.parts.chain
-        assert chain is not None
-        successors = successors[: self.shape.num_rows]
+    def _plan(self, attention: DeviceAttention, rows: DeviceRows | None) -> None:
+        """By the device's own lengths, `rows`, or by those of plan_on_host()."""
         if rows is not None:
-            chain.extend(rows, successors, hidden, slots, last_rows)
+            attention.plan_rows(rows)
         else:
             assert self._layout is not None
-            chain.attention.plan(self._layout)
-            chain.extend_planned(positions, successors, hidden, slots, last_rows)
+            attention.plan(self._layout)
 
     def _rows(self, positions: Tensor, row_slots: Tensor) -> DeviceRows:
         state = self.parts.state

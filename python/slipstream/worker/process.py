@@ -17,7 +17,7 @@ from slipstream.worker.worker import Worker
 
 PROCESS = "worker"
 _WAIT_S = 0.1  # how long a stop may go unnoticed while idle
-_POLL_S = 20e-6  # how long the end of a step may go unnoticed
+POLL_S = 20e-6  # how long the end of a step may go unnoticed
 _PROGRESS_S = 0.1  # between two progress messages
 
 
@@ -38,7 +38,7 @@ def run(
         if worker.num_pending == 0:
             inbox.wait(_WAIT_S)
         elif not inbox.wait(0.0):
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         for plan in inbox.drain():
             worker.submit(plan)
             send_finished(worker, to_scheduler)

@@ -1,18 +1,19 @@
 """The CUDA graphs of a worker: which steps have one, how they are captured, and which graph a step takes."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from slipstream.errors import SlipstreamError
+from slipstream.errors import ConfigError
 from slipstream.log import get_logger
 from slipstream.worker.borrowed import borrowed
 from slipstream.worker.decode_program import DecodeProgram
 from slipstream.worker.device_parts import DeviceParts
+from slipstream.worker.naming import naming
 from slipstream.worker.prefill_program import PrefillProgram, PrefillShape
 
 logger = get_logger(__name__)
@@ -174,18 +175,6 @@ def _capture(launch: Callable[[], None], pool: Any, name: str) -> Any:
     return graph
 
 
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Errors say which step they are about, and which flag helps."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise SlipstreamError(
-            f"no memory left for the CUDA graph of {name}; lower --mem-fraction-static, --cuda-graph-max-bs or "
-            f"--max-running-requests: {error}"
-        ) from error
-    except RuntimeError as error:
-        raise SlipstreamError(
-            f"the CUDA graph of {name} could not be captured; --disable-cuda-graph does without graphs, "
-            f"--attention-backend torch_native without our attention kernels: {error}"
-        ) from error
+def _naming(name: str) -> AbstractContextManager[None]:
+    flags = "--mem-fraction-static, --cuda-graph-max-bs or --max-running-requests"
+    return naming(f"the CUDA graph of {name}", flags, ConfigError)

@@ -102,8 +102,7 @@ class Worker:
 
     def _execute(self, plan: Plan, started: float) -> StepResult:
         """The rows of a plan whose requests are admitted."""
-        decode = [slot for slot in plan.decode if slot not in self._errors]
-        chunks = [chunk for chunk in plan.chunks if chunk.slot not in self._errors]
+        decode, chunks = self._runnable(plan)
         outcomes = {slot: Outcome() for slot in (*decode, *(chunk.slot for chunk in chunks))}
         if outcomes:
             candidates = self._propose(decode, plan.draft_depths)
@@ -112,6 +111,11 @@ class Worker:
         return StepResult(
             plan.step, [self._result(slot, outcomes.get(slot)) for slot in slots], time.perf_counter() - started
         )
+
+    def _runnable(self, plan: Plan) -> tuple[list[int], list[PrefillChunk]]:
+        """Decode slots and chunks of requests that have not failed."""
+        decode = [slot for slot in plan.decode if slot not in self._errors]
+        return decode, [chunk for chunk in plan.chunks if chunk.slot not in self._errors]
 
     def _admit(self, plan: Plan) -> None:
         for slot in plan.release:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -95,3 +96,21 @@ def test_media_domains() -> None:
             domains(wrong)
     with pytest.raises(ConfigError, match="no images are taken"):
         resolve(LaunchOptions(allow_media_domain="example.org"), Model(), LAPTOP, system_seed=0)
+
+
+def test_graphs_are_for_gpus_and_as_large_as_asked() -> None:
+    gpu = dataclasses.replace(LAPTOP, has_cuda=True)
+
+    def most(machine: Machine, **options: Any) -> int:
+        return resolve(LaunchOptions(**options), Model(), machine, system_seed=5).worker.cuda_graph_max_bs
+
+    assert most(LAPTOP) == most(LAPTOP, disable_cuda_graph=True) == most(gpu, disable_cuda_graph=True) == 0
+    assert (most(gpu), most(gpu, max_running_requests=512), most(gpu, max_running_requests=7)) == (256, 256, 7)
+    assert most(gpu, cuda_graph_max_bs=64) == 64
+    for machine, options, said in (
+        (LAPTOP, {"cuda_graph_max_bs": 8}, "no CUDA graphs on a CPU"),
+        (gpu, {"cuda_graph_max_bs": 8, "disable_cuda_graph": True}, "leave one of them out"),
+        (gpu, {"cuda_graph_max_bs": 8, "max_running_requests": 4}, "only 4 requests run at once"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            most(machine, **options)

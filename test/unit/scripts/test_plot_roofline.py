@@ -36,7 +36,6 @@ def test_points_are_the_latest_of_each_case() -> None:
 
 
 def test_a_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
     source, target = tmp_path / "results.jsonl", tmp_path / "images" / "roofline.png"
     script = load_script("plot_roofline")
     assert script.main(source, target) == 0 and not target.exists()

@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_listed_part_by_part() -> None:
     listed = " ".join(lines)
     for flag in (
         "--max-running-requests", "--chunked-prefill-size", "--mem-fraction-static", "--context-length",
-        "--speculative-num-steps", "--max-total-tokens", "--cuda-graph-max-bs",
+        "--speculative-num-steps", "--max-total-tokens", "--disable-cuda-graph",
     ):  # fmt: skip
         assert flag in listed
     assert advice.startswith("raise --mem-fraction-static, or lower the flags")
