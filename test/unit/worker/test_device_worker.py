@@ -183,10 +183,10 @@ def test_a_slot_that_asks_for_logprobs_gets_them(pair: tuple[Path, Path]) -> Non
 def test_simulated_acceptance_has_its_length(pair: tuple[Path, Path], length: float) -> None:
     worker = load_device_worker(pair[0], drafts=drafts(pair, simulated_length=length))
     pipeline = Pipeline(worker)
-    pipeline.step(**together(*(enter(slot, prompt_of(slot, 4), GREEDY, warm=True) for slot in range(6))))
+    pipeline.step(**together(*(enter(slot, prompt_of(slot, 4), GREEDY, warm=True) for slot in range(4))))
     for _ in range(5):
-        pipeline.step(decode=list(range(6)), draft_depths=dict.fromkeys(range(6), DEPTH))
-    counts = [len(entry.token_ids) for slot in range(6) for entry in pipeline.of_slot(slot)[1:]]
+        pipeline.step(decode=list(range(4)), draft_depths=dict.fromkeys(range(4), DEPTH))
+    counts = [len(entry.token_ids) for slot in range(4) for entry in pipeline.of_slot(slot)[1:]]
     assert all(count in (int(length), -(-length // 1)) for count in counts)
     assert abs(sum(counts) / len(counts) - length) < 0.3
 
