@@ -134,12 +134,3 @@ class DecodeProgram:
             block_sizes=self._level_sizes,
             rows_per_block=1,
         )
-
-
-def token_ids_of(results: Tensor) -> list[tuple[list[int], bool]]:
-    """For each slot its tokens, and whether all was finite, from results on the host.
-
-    >>> token_ids_of(torch.tensor([[2, 1, 7, 8, 9], [1, 0, 4, 4, 4]], dtype=torch.int32))
-    [([7, 8], True), ([4], False)]
-    """
-    return [(row[2 : 2 + row[0]], bool(row[1])) for row in results.tolist()]

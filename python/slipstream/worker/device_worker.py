@@ -13,11 +13,11 @@ from slipstream.layers.upload import upload
 from slipstream.messages.to_scheduler import SlotResult, StepResult
 from slipstream.messages.to_worker import NewRequest, Plan, PrefillChunk
 from slipstream.sampling.candidates import Candidates
-from slipstream.worker.decode_program import DecodeProgram, token_ids_of
+from slipstream.worker.decode_program import DecodeProgram
 from slipstream.worker.device_parts import DeviceParts
 from slipstream.worker.naming import naming
 from slipstream.worker.outcome import Outcome, Path
-from slipstream.worker.pending import Moment, PendingStep, description, to_host
+from slipstream.worker.pending import Moment, PendingStep, description, drawn_tokens, to_host
 from slipstream.worker.prefill_program import PrefillShape
 from slipstream.worker.step_graphs import DecodeRun, StepGraphs
 from slipstream.worker.worker import NOT_FINITE, Worker, WorkerParts
@@ -158,8 +158,8 @@ class DeviceWorker(Worker):
         self._speculator_is_behind = True
         if chunk_results is not None:
             Moment(self._device_parts.device).wait()
-            for chunk, (count, is_finite, token_id) in zip(chunks, chunk_results.tolist(), strict=False):
-                outcomes[chunk.slot].token_ids = [token_id] * count
+            for chunk, (token_ids, is_finite) in zip(chunks, drawn_tokens(chunk_results), strict=False):
+                outcomes[chunk.slot].token_ids = token_ids
                 if not is_finite:
                     self._errors[chunk.slot] = NOT_FINITE
         slots = [*plan.decode, *(chunk.slot for chunk in plan.chunks)]
@@ -171,7 +171,7 @@ class DeviceWorker(Worker):
     ) -> list[Path]:
         """Of the rows that forward() has computed those of wanted drafts are looked at."""
         device, width = self._device_parts.device, program.depth + 1
-        rows = [slot * width + node for slot, count in enumerate(num_drafts) for node in range(count + 1)]
+        rows = [index * width + node for index, count in enumerate(num_drafts) for node in range(count + 1)]
         first_positions = [self._state.committed_len_cpu[slot] + 1 for slot in slots]
         drafts = program.drafts[: len(slots), : max(num_drafts)]
         hidden = program.hidden.index_select(0, upload(rows, torch.int64, device))
@@ -194,11 +194,10 @@ class DeviceWorker(Worker):
         """Take in what a step that is done has brought."""
         found: dict[int, SlotResult] = {}
         if pending.chunk_results is not None:
-            rows = pending.chunk_results.tolist()
-            for chunk, (count, is_finite, token_id) in zip(pending.chunks, rows, strict=False):
-                found[chunk.slot] = self._slot_result(pending, chunk.slot, [token_id] * count, bool(is_finite), 0)
+            for chunk, (token_ids, is_finite) in zip(pending.chunks, drawn_tokens(pending.chunk_results), strict=False):
+                found[chunk.slot] = self._slot_result(pending, chunk.slot, token_ids, is_finite, 0)
         if pending.decode_results is not None:
-            drawn = token_ids_of(pending.decode_results)
+            drawn = drawn_tokens(pending.decode_results)
             for slot, count, (token_ids, is_finite) in zip(pending.decode, pending.num_drafts, drawn, strict=False):
                 if pending.generations[slot] == self._generations[slot]:
                     self._state.committed_len_cpu[slot] += len(token_ids)

@@ -81,3 +81,12 @@ def to_host(results: Tensor) -> Tensor:
         return results.clone()
     host = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
     return host.copy_(results, non_blocking=True)
+
+
+def drawn_tokens(results: Tensor) -> list[tuple[list[int], bool]]:
+    """For each slot or chunk its tokens, and whether all was finite, from a program's results on the host.
+
+    >>> drawn_tokens(torch.tensor([[2, 1, 7, 8, 9], [1, 0, 4, 4, 4]], dtype=torch.int32))
+    [([7, 8], True), ([4], False)]
+    """
+    return [(row[2 : 2 + row[0]], bool(row[1])) for row in results.tolist()]

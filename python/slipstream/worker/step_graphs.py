@@ -91,7 +91,7 @@ class StepGraphs:
         progress: Callable[[int, int], None],
     ) -> None:
         """One graph for each combination. `depths` are the numbers of drafts, 0 among them. The largest come first:
-        what they needed is enough for the others. Raises SlipstreamError that names the step which failed.
+        what they needed is enough for the others. Raises ConfigError that names the step which failed.
         """
         started = time.perf_counter()
         self._batches, self._depths, self._shapes = sorted(batches), sorted(depths), list(shapes)
@@ -113,7 +113,7 @@ class StepGraphs:
         elapsed_s = time.perf_counter() - started
         logger.info("captured %d CUDA graphs in %.1f s, with %.2f GiB of memory", total, elapsed_s, grown)
 
-    def decode(self, batch: int, depth: int, extends: bool) -> "DecodeRun":
+    def decode(self, batch: int, depth: int, extends: bool) -> DecodeRun:
         """For at least so many slots and drafts."""
         size = next((each for each in self._batches if each >= batch), None)
         drafts = next((each for each in self._depths if each >= depth), None)
