@@ -46,9 +46,10 @@ def compute_logits(
     attention: TorchNativeAttention,
     rows: list[tuple[list[int], int, list[int]]],
     images: ImageRows | None = None,
+    kept_rows: list[int] | None = None,
 ) -> Tensor:
-    """Logits of one step; each request is (its new tokens, tokens in KV before, page table). Requests with one row
-    come first, in the result too.
+    """Logits of one step, of `kept_rows` only if they are given; each request is (its new tokens, tokens in KV before,
+    page table). Requests with one row come first, in the result too.
     """
     rows = sorted(rows, key=lambda row: len(row[0]) != 1)
     positions = torch.cat([torch.arange(start, start + len(tokens)) for tokens, start, _ in rows])
@@ -71,4 +72,5 @@ def compute_logits(
         )
     )
     token_ids = torch.tensor([token for tokens, _, _ in rows for token in tokens])
-    return model.compute_logits(model.forward(model.embed(token_ids, images), positions, attention))
+    kept = None if kept_rows is None else torch.tensor(kept_rows)
+    return model.compute_logits(model.forward(model.embed(token_ids, images), positions, attention, kept))

@@ -26,9 +26,16 @@ class SelfAttention(Protocol):
     """The attention part of one layer with its norm: grouped-query here, latent elsewhere."""
 
     def forward(
-        self, delta: Tensor | None, residual: Tensor, rotation: Rotation, attention: AttentionBackend
+        self,
+        delta: Tensor | None,
+        residual: Tensor,
+        rotation: Rotation,
+        attention: AttentionBackend,
+        kept_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See NormedPart; `rotation` is that of the rows' positions."""
+        """See NormedPart; `rotation` is that of the rows' positions. Of `kept_rows` only, int64 [N], where they are given:
+        of the others, keys and values go to the cache, and that is all.
+        """
         ...
 
 
@@ -43,10 +50,17 @@ class GroupedQueryAttention:
         self.out = parts.linear("attention_out")
 
     def forward(
-        self, delta: Tensor | None, residual: Tensor, rotation: Rotation, attention: AttentionBackend
+        self,
+        delta: Tensor | None,
+        residual: Tensor,
+        rotation: Rotation,
+        attention: AttentionBackend,
+        kept_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """See SelfAttention."""
         qkv, residual = self.qkv(delta, residual)
-        return self.out(attention.run_fused(self.index, qkv.view(self.qkv_shape), rotation)), residual
+        attended = attention.run_fused(self.index, qkv.view(self.qkv_shape), rotation)
+        return self.out(kept(attended, kept_rows)), kept(residual, kept_rows)
 
 
 class Block:
@@ -59,10 +73,15 @@ class Block:
         self.mlp = mlp
 
     def forward(
-        self, delta: Tensor | None, residual: Tensor, rotation: Rotation, attention: AttentionBackend
+        self,
+        delta: Tensor | None,
+        residual: Tensor,
+        rotation: Rotation,
+        attention: AttentionBackend,
+        kept_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See NormedPart."""
-        delta, residual = self.self_attention.forward(delta, residual, rotation, attention)
+        """See SelfAttention."""
+        delta, residual = self.self_attention.forward(delta, residual, rotation, attention, kept_rows)
         return self.mlp(delta, residual)
 
 
@@ -95,14 +114,22 @@ class Decoder:
     def make_mlp(self, config: Config, parts: LayerParts) -> NormedPart:
         return parts.normed_swiglu("mlp_norm")
 
-    def forward(self, x: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor, attention: AttentionBackend, kept_rows: Tensor | None = None
+    ) -> Tensor:
         """See CausalLM.forward."""
         query_scale = None if self.query_scale is None else self.query_scale.at(positions)
         rotation = Rotation(*self.rope.at(positions), query_scale)
         delta: Tensor | None = None
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             delta, x = block.forward(delta, x, rotation, attention)
+        delta, x = self.blocks[-1].forward(delta, x, rotation, attention, kept_rows)
         return self.norm.add(delta, x)[0]
+
+
+def kept(rows: Tensor, kept_rows: Tensor | None) -> Tensor:
+    """Of [T, ...] the rows `kept_rows`, int64 [N], if there are any named."""
+    return rows if kept_rows is None else rows.index_select(0, kept_rows)
 
 
 class MistralForCausalLM:
@@ -121,8 +148,10 @@ class MistralForCausalLM:
         x = self.embedding(token_ids)
         return x if images is None else images.put_into(x)
 
-    def forward(self, x: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
-        return self.decoder.forward(x, positions, attention)
+    def forward(
+        self, x: Tensor, positions: Tensor, attention: AttentionBackend, kept_rows: Tensor | None = None
+    ) -> Tensor:
+        return self.decoder.forward(x, positions, attention, kept_rows)
 
     def compute_logits(self, hidden: Tensor, *, widen: bool = True) -> Tensor:
         return self.head(hidden, widen=widen)

@@ -33,8 +33,10 @@ class Mistral3ForConditionalGeneration:
     def embed(self, token_ids: Tensor, images: ImageRows | None = None) -> Tensor:
         return self.text.embed(token_ids, images)
 
-    def forward(self, x: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
-        return self.text.forward(x, positions, attention)
+    def forward(
+        self, x: Tensor, positions: Tensor, attention: AttentionBackend, kept_rows: Tensor | None = None
+    ) -> Tensor:
+        return self.text.forward(x, positions, attention, kept_rows)
 
     def compute_logits(self, hidden: Tensor, *, widen: bool = True) -> Tensor:
         return self.text.compute_logits(hidden, widen=widen)

@@ -10,7 +10,7 @@ from slipstream.layers.moe import MixtureOfExperts, Router
 from slipstream.layers.normed import Normed, NormedPart
 from slipstream.layers.rope import rotate
 from slipstream.models.layer_parts import LayerParts
-from slipstream.models.mistral import Config, Decoder, MistralForCausalLM, SelfAttention
+from slipstream.models.mistral import Config, Decoder, MistralForCausalLM, SelfAttention, kept
 from slipstream.models.mistral4_tables import dense_layers
 
 
@@ -44,7 +44,12 @@ class LatentAttention:
         self.out = parts.linear("attention_out")
 
     def forward(
-        self, delta: Tensor | None, residual: Tensor, rotation: Rotation, attention: AttentionBackend
+        self,
+        delta: Tensor | None,
+        residual: Tensor,
+        rotation: Rotation,
+        attention: AttentionBackend,
+        kept_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See SelfAttention."""
         x, residual = self.norm.add(delta, residual)
@@ -57,9 +62,9 @@ class LatentAttention:
         k = self.kv_a(x).unsqueeze(1)
         k_rope = rotate(k[..., self.rank :], cos, sin)
         k = torch.cat((self.kv_a_norm(k[..., : self.rank]), k_rope), -1)
-        attended = attention.run(self.index, q, k, None).view(q_latent.shape)
+        attended = kept(attention.run(self.index, q, k, None).view(q_latent.shape), kept_rows)
         values = torch.bmm(attended.transpose(0, 1), self.w_uv).transpose(0, 1)
-        return self.out(values.flatten(1)), residual
+        return self.out(values.flatten(1)), kept(residual, kept_rows)
 
 
 class LatentDecoder(Decoder):

@@ -108,8 +108,10 @@ class PrefillProgram:
         slots, last_rows, ends, samples, drawn_rows = self._of_requests
         rows = None if self._layout is not None else self._rows(positions, row_slots)
         self._plan(parts.attention, rows)
-        hidden = parts.model.forward(parts.model.embed(token_ids), positions, parts.attention)
-        logits = parts.model.compute_logits(hidden.index_select(0, last_rows), widen=False)
+        kept_rows = None if self.extends else last_rows  # a draft reads the hidden states of all rows
+        hidden = parts.model.forward(parts.model.embed(token_ids), positions, parts.attention, kept_rows)
+        last_hidden = hidden if kept_rows is not None else hidden.index_select(0, last_rows)
+        logits = parts.model.compute_logits(last_hidden, widen=False)
         drawn, is_finite = draw_tokens(logits, slots, ends, parts.tables)
         results = commit_chunks(
             drawn, is_finite, slots, ends, samples != 0, state.committed_len, state.bonus, state.dummy_slot

@@ -62,6 +62,15 @@ def test_chunks_and_decode_equal_the_whole(tmp_path: Path, cuts: list[int]) -> N
     assert_close(torch.cat(logits), expected_logits(reference, tokens))
 
 
+def test_rows_that_are_not_kept_leave_their_keys_and_values(tmp_path: Path) -> None:
+    reference = reference_model()
+    model, attention = load_model(write_native(tmp_path, reference))
+    tokens, pages = tokens_of(23, seed=3), [5, 2, 9, 1, 7, 3]
+    begin = compute_logits(model, attention, [(tokens[:13], 0, pages)], kept_rows=[12])
+    end = compute_logits(model, attention, [(tokens[13:], 13, pages)], kept_rows=[9, 2])
+    assert_close(torch.cat((begin, end)), expected_logits(reference, tokens)[[12, 22, 15]])
+
+
 def test_ragged_batch_equals_each_request_alone(tmp_path: Path) -> None:
     reference = reference_model()
     model, attention = load_model(write_native(tmp_path, reference))

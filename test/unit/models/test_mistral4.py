@@ -54,6 +54,15 @@ def test_chunks_and_decode_equal_the_whole(tmp_path: Path, name: str, cuts: list
     assert_close(in_steps(write(tmp_path, reference, params), tokens, cuts), expected_logits(reference, tokens))
 
 
+def test_rows_that_are_not_kept_leave_their_keys_and_values(tmp_path: Path) -> None:
+    reference = reference_mistral4()
+    model, attention = load_model(write(tmp_path, reference, MLA_PARAMS), num_pages=128)
+    tokens = tokens_of(NUM_TOKENS)
+    compute_logits(model, attention, [(tokens[:40], 0, PAGES)], kept_rows=[39])
+    end = compute_logits(model, attention, [(tokens[40:], 40, PAGES)], kept_rows=[34, 2])
+    assert_close(end, expected_logits(reference, tokens)[[74, 42]])
+
+
 def test_ragged_batch_equals_each_request_alone(tmp_path: Path) -> None:
     """Every row has its own angle and query scale: decode rows on both sides of a knee beside chunks."""
     reference = reference_mistral4()
