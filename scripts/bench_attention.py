@@ -87,6 +87,7 @@ def other_ways(default: Way) -> Iterator[Way]:
     for block_n, num_stages in product((32, 64), (2, 3, 4)):
         if (block_n, num_stages) != (config.block_n, config.num_stages):
             yield replace(default, config=replace(config, block_n=block_n, num_stages=num_stages))
+    yield from (replace(default, config=replace(config, num_warps=num_warps)) for num_warps in (1, 2, 8))
     counts = {1, splits // 2, min(splits * 3 // 2, 128), min(splits * 2, 128)} if splits > 1 else {2}
     yield from (replace(default, splits=count) for count in sorted(counts - {splits}))
 

@@ -51,7 +51,7 @@ EPS = 1e-5
 SAME_BITS_GAIN = 1.02  # a config whose rows have the bits of one row's config is taken if it is slower by less
 GAP_STEPS = 2500  # of the kernel that stands for attention: about 6 us
 PLAIN_OPS: dict[Op, Op] = {"norm_linear": "linear", "norm_gate_up": "gate_up"}  # what stands behind a norm
-MAX_MMA_ROWS = 16  # more rows are not tried
+MAX_MMA_ROWS = 16  # up to here an mma and a dot are tried, with more rows a tma is
 MAX_MMA_WARPS = 16  # of a multiprocessor: a thread of an mma takes up to 128 registers
 WEIGHT_REGISTERS = 64  # of a thread, for weights on their way
 PRINTED = 3
@@ -132,7 +132,7 @@ SHAPES = (
     Shape("24b", "head", "linear", 131072, 5120),
     Shape("24b", "fusion", "linear", 5120, 10240),
 )
-PRIORITY = (("7b", 1), ("7b", 4), ("24b", 1), ("7b", 8), ("7b", 2), ("7b", 3), ("24b", 4), ("24b", 8), ("7b", 16))
+PRIORITY = (("7b", 1), ("7b", 4), ("24b", 1), ("7b", 8), ("7b", 64), ("24b", 64), ("7b", 2), ("7b", 3), ("24b", 4))
 
 
 def ordered_groups(only: str | None, rows: Iterable[int], ops: Collection[Op] | None = None) -> list[list[Case]]:
@@ -148,10 +148,14 @@ def ordered_groups(only: str | None, rows: Iterable[int], ops: Collection[Op] | 
 def first_candidates(case: Case, processors: int) -> list[Candidate]:
     """A coarse grid: at most 32."""
     op = case.shape.op
-    fused = [*(_gemv_grid(case) if case.rows <= 4 else []), *(_dot_grid(case, processors) if case.rows > 1 else [])]
-    plain = [*_mma_grid(case, processors), *_narrow_dot_grid(case)] if 1 < case.rows <= MAX_MMA_ROWS else []
-    if op in PLAIN_OPS and case.rows > 1:
-        plain += _dot_grid(case, processors)
+    fused = list(_gemv_grid(case)) if case.rows <= 4 else []
+    plain: list[SkinnyConfig] = []
+    if 1 < case.rows <= MAX_MMA_ROWS:
+        fused += _dot_grid(case, processors)
+        plain += [*_mma_grid(case, processors), *_narrow_dot_grid(case)]
+        plain += _dot_grid(case, processors) if op in PLAIN_OPS else []
+    if case.rows > MAX_MMA_ROWS:
+        plain += _tma_grid(case, processors)
     found = [Candidate(op, c) for c in fused] + [Candidate(PLAIN_OPS.get(op, op), c) for c in plain]
     return list(dict.fromkeys(found))
 
@@ -192,6 +196,18 @@ def _narrow_dot_grid(case: Case) -> Iterator[SkinnyConfig]:
         yield SkinnyConfig("dot", block_n, block_k, num_warps, stages, prefetch=True)
 
 
+def _tma_grid(case: Case, processors: int) -> Iterator[SkinnyConfig]:
+    """Blocks for all multiprocessors at once, or for up to five rounds of them."""
+    blocks = case.shape.n // _parts(case) // 64
+    for block_k, stages in ((128, 4), (128, 3), (64, 6)):
+        for split_k in (1, 2, 4):
+            config = SkinnyConfig("tma", 64, block_k, 4, stages, split_k)
+            if (processors * 3 // 4 <= blocks * split_k <= processors * 5 or split_k == 1) and _fits_plain(
+                case, config
+            ):
+                yield config
+
+
 def _mma_grid(case: Case, processors: int) -> Iterator[SkinnyConfig]:
     """Blocks of 16 and 32 rows of weights; as many warps as have a place at once, or twice as many with fewer tiles."""
     for weight_rows, chunks in ((16, 1), (16, 2), (16, 4), (32, 1), (32, 2)):
@@ -206,7 +222,12 @@ def _mma_grid(case: Case, processors: int) -> Iterator[SkinnyConfig]:
 
 
 def _fits(case: Case, config: SkinnyConfig) -> bool:
-    inputs = max(8, case.rows) * (1 if case.shape.op == "linear" else 3)
+    return _fits_plain(case, config, num_inputs=1 if case.shape.op == "linear" else 3)
+
+
+def _fits_plain(case: Case, config: SkinnyConfig, num_inputs: int = 1) -> bool:
+    """Behind a norm of its own, a product reads three rows for one."""
+    inputs = max(8, case.rows) * num_inputs
     return (config.block_n * _parts(case) + inputs) * config.block_k * 2 * config.num_stages <= SHARED_MEMORY
 
 
@@ -217,7 +238,7 @@ def next_candidates(case: Case, timings: list[Timing]) -> list[Candidate]:
         best = timing.config
         changes: list[dict[str, Any]] = [{"num_stages": best.num_stages + 1}, {"num_stages": best.num_stages - 1}]
         changes += [{"prefetch": not best.prefetch}]
-        if best.kind == "dot":
+        if best.kind in ("dot", "tma"):
             changes += [{"split_k": best.split_k * 2}, {"split_k": best.split_k // 2}, {"block_k": best.block_k * 2}]
         elif best.kind == "gemv":
             changes += [{"num_stages": best.num_stages + 2}, {"num_stages": 1, "prefetch": True}]
@@ -227,7 +248,11 @@ def next_candidates(case: Case, timings: list[Timing]) -> list[Candidate]:
             if all(value >= 1 for value in change.values() if not isinstance(value, bool)):
                 neighbours[Candidate(timing.candidate.op, dataclasses.replace(best, **change))] = None
     known = {timing.candidate for timing in timings}
-    return [c for c in neighbours if c not in known and (c.config.kind != "dot" or _fits(case, c.config))][:8]
+    return [c for c in neighbours if c not in known and _has_room(case, c.config)][:8]
+
+
+def _has_room(case: Case, config: SkinnyConfig) -> bool:
+    return {"dot": _fits, "tma": _fits_plain}.get(config.kind, lambda *_: True)(case, config)
 
 
 class Problem:

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from slipstream.kernels.carveout import prefer_carveouts
+
 IS_INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
@@ -23,8 +25,13 @@ def has_dependent_launch(device: torch.device) -> bool:
 
 @cache
 def launch_options(device: torch.device) -> dict[str, Any]:
-    """Keyword arguments of every launch on `device`: the kernel's constant PDL, and the launch attribute with it."""
-    return {"PDL": True, "launch_pdl": True} if has_dependent_launch(device) else {"PDL": False}
+    """Keyword arguments of every launch on `device`: the kernel's constant PDL, and the launch attribute with it. Where
+    kernels overlap, they also agree on their multiprocessors' memory.
+    """
+    if not has_dependent_launch(device):
+        return {"PDL": False}
+    prefer_carveouts()
+    return {"PDL": True, "launch_pdl": True}
 
 
 @cache

@@ -1,23 +1,23 @@
-"""Matrix products of 1 to 32 rows, which read every weight once at the speed of memory, with what stands before and
+"""Matrix products of 1 to 64 rows, which read every weight once at the speed of memory, with what stands before and
 after them in a layer.
 
 All compute in fp32 and round the result once. A row's bits do not depend on what stands in the other rows. Nor do they
-depend on how many rows there are, as long as the configs agree in kind, block_k, num_warps and split_k; for a dot,
-whose instructions depend on the padded rows, only among 1-8, 9-16 and 17-32 rows. Weights are read before the kernels
-before have finished, so whoever changes them synchronises with the device first.
+depend on how many rows there are, as long as the configs agree in kind, block_k, num_warps and split_k; for a dot or a
+tma, whose instructions depend on the padded rows, only among 1-8, 9-16, 17-32 and 33-64 rows. Weights are read before
+the kernels before have finished, so whoever changes them synchronises with the device first.
 """
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from slipstream.kernels.skinny_configs import MAX_ROWS, Op, SkinnyConfig, default_config, skinny_config
+from slipstream.kernels.skinny_configs import MAX_MMA_ROWS, MAX_ROWS, Op, SkinnyConfig, default_config, skinny_config
 from slipstream.kernels.skinny_dot import launch_dot
 from slipstream.kernels.skinny_gemv import launch_gemv
 from slipstream.kernels.skinny_mma import launch_mma
 
 
 def skinny_linear(x: Tensor, weight: Tensor, config: SkinnyConfig | None = None) -> Tensor:
-    """y = x W^T: x [M, K] and W [N, K] give [M, N]; M is at most 32, all are of one dtype and contiguous.
+    """y = x W^T: x [M, K] and W [N, K] give [M, N]; M is at most 64, all are of one dtype and contiguous.
 
     `config`, here and below: None takes what skinny_config() says, or default_config() where that prefers cuBLAS.
     """
@@ -41,7 +41,8 @@ def skinny_norm_linear(
 
     h is rounded to the dtype before it is used, and a new tensor; without a delta it is `residual` itself. norm_weight
     [K] is fp32, or of the dtype of h, which is less to read. The factor of the norm (Zhang and Sennrich, 2019) is the
-    same for a whole row and comes after the sum. A gemv keeps h * norm_weight in fp32, a dot rounds it to the dtype.
+    same for a whole row and comes after the sum. A gemv keeps h * norm_weight in fp32; the others round it to the
+    dtype.
     """
     return _product("norm_linear", residual, weight, config, delta, norm_weight, eps)
 
@@ -115,7 +116,7 @@ def _product(
     if config is None:
         config = skinny_config(op, num_rows, n, k, x.device) or default_config(op, num_rows, n, k)
     if config.kind == "mma":
-        assert norm_weight is None, f"{config} for {op}: it has no norm"
+        assert norm_weight is None and num_rows <= MAX_MMA_ROWS, f"{config} for {num_rows} rows of {op}"
         return launch_mma(x, weight, config, gate_up), x
     launch = launch_gemv if config.kind == "gemv" else launch_dot
     return launch(x, weight, config, delta, norm_weight, eps, gate_up)

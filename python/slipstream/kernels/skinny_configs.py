@@ -11,13 +11,15 @@ from typing import Any, Final, Literal
 import torch
 
 Op = Literal["linear", "norm_linear", "gate_up", "norm_gate_up"]
-Kind = Literal["gemv", "dot", "mma"]
+Kind = Literal["gemv", "dot", "tma", "mma"]
 
-MAX_ROWS: Final = 32
-ROW_BUCKETS: Final = (1, 2, 3, 4, 8, 16, MAX_ROWS)  # what tables are measured for
+MAX_ROWS: Final = 64
+ROW_BUCKETS: Final = (1, 2, 3, 4, 8, 16, 32, MAX_ROWS)  # what tables are measured for
 CUBLAS: Final = "cublas"  # the config of an entry where the library was faster
 MAX_GEMV_ROWS: Final = 4
+MAX_MMA_ROWS: Final = 32
 MMA_COLUMNS: Final = 32  # that a warp reads of a row at once
+_MAX_TILE = 256  # rows or columns that the accelerator fetches at once
 _VECTOR = 8  # elements that a thread reads at once: 16 bytes of bf16
 
 
@@ -30,10 +32,12 @@ class SkinnyConfig:
         inputs are ready.
     dot: block_n outputs on the tensor cores, tiles of block_k through shared memory in a pipeline of num_stages;
         `split_k` programs share a row of weights.
-    mma: block_n outputs on the tensor cores, straight from memory into registers; not behind a norm of its own. Its
-        warps share tiles of block_k, a multiple of 32 * num_warps; it reads num_stages tiles ahead as a gemv does.
+    tma: the same with weights that the tensor memory accelerator fetches, which takes blocks of at least 64 outputs.
+    mma: up to 32 rows; block_n outputs on the tensor cores, straight from memory into registers; not behind a norm of
+        its own. Its warps share tiles of block_k, a multiple of 32 * num_warps; it reads num_stages tiles ahead as a
+        gemv does.
     prefetch: whether a program asks the L2 cache, before its inputs are ready, for weights that it will read later:
-        all of its rows (gemv), the tiles that fill the pipeline (dot), as many tiles again as it has read (mma).
+        all of its rows (gemv), the tiles that fill the pipeline (dot, tma), as many tiles again as it has read (mma).
     """
 
     kind: Kind
@@ -60,8 +64,12 @@ class SkinnyConfig:
                 f"SkinnyConfig: an mma needs split_k 1, block_n of at least 8 and block_k a multiple of "
                 f"{MMA_COLUMNS} * num_warps, not {self}"
             )
-        if self.kind == "dot" and self.block_k < 16:
-            raise ValueError(f"SkinnyConfig: a dot needs block_k of at least 16, not {self}")
+        if self.kind in ("dot", "tma") and self.block_k < 16:
+            raise ValueError(f"SkinnyConfig: a {self.kind} needs block_k of at least 16, not {self}")
+        if self.kind == "tma" and not 64 <= self.block_n <= _MAX_TILE >= self.block_k:
+            raise ValueError(
+                f"SkinnyConfig: a tma needs block_n from 64 on, neither size above {_MAX_TILE}, not {self}"
+            )
 
 
 Table = Mapping[tuple[str, int, int, int], SkinnyConfig | None]  # by op, n, k, bucket of rows; None: cuBLAS

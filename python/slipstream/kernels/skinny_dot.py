@@ -1,6 +1,8 @@
-"""Products of up to 32 rows on the tensor cores: weights flow through shared memory, tile after tile.
+"""Products of up to 64 rows on the tensor cores: weights flow through shared memory, tile after tile.
 
-The weights are the wide operand, the activations, padded to 8, 16 or 32 rows, the narrow one. Where there are too few
+The weights are the wide operand, the activations, padded to 8, 16, 32 or 64 rows, the narrow one. Tiles are fetched by
+the threads, or by the tensor memory accelerator (CUDA C++ Programming Guide, "Tensor Memory Access"), which takes none
+of their time and no registers. Where there are too few
 blocks of outputs to keep all multiprocessors busy, several programs share a block's columns; the last one to finish
 adds up what they have, always in the order of the columns.
 """
@@ -11,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from slipstream.kernels.launch import launch_options, let_next_start, wait_for_inputs
 from slipstream.kernels.skinny_configs import SkinnyConfig
@@ -37,6 +40,9 @@ def launch_dot(
     split_k = min(config.split_k, triton.cdiv(k, config.block_k))
     y = torch.empty((num_rows, outputs), dtype=x.dtype, device=x.device)
     h = x if delta is None else torch.empty_like(x)
+    descriptor = (
+        TensorDescriptor.from_tensor(weight, [config.block_n, config.block_k]) if config.kind == "tma" else None
+    )
     sums = squares = counters = None
     if split_k > 1:
         assert blocks <= MAX_SPLIT_BLOCKS, f"{blocks} blocks of outputs: at most {MAX_SPLIT_BLOCKS} with split_k"
@@ -49,6 +55,7 @@ def launch_dot(
         delta,
         norm_weight,
         weight,
+        descriptor,
         y,
         h,
         sums,
@@ -87,6 +94,7 @@ def _dot(  # type: ignore[no-untyped-def]
     delta,
     norm_weight,
     weight,
+    descriptor,  # of tiles of the weight, or None
     y,
     h,
     sums,  # fp32 [SPLIT_K, 1 or 2, outputs padded to blocks, BLOCK_M]
@@ -126,7 +134,7 @@ def _dot(  # type: ignore[no-untyped-def]
     for t in tl.range(first, tl.minimum(first + SHARE, NUM_TILES), num_stages=STAGES):
         k = t * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
         inside = (m < num_rows) & (k < K)
-        tile = load_weights(rows, t, K, BLOCK_K)
+        tile = _load_tile(rows, descriptor, block * BLOCK_N, t, K, BLOCK_K)
         values = tl.load(x + m * K + k, inside, other=0.0)
         if delta is not None:
             change = tl.load(delta + m * K + k, inside, other=0.0)
@@ -140,7 +148,8 @@ def _dot(  # type: ignore[no-untyped-def]
         values = tl.trans(values)
         total = tl.dot(tile, values, total, input_precision="ieee")
         if GATE_UP:
-            up_total = tl.dot(load_weights(up_rows, t, K, BLOCK_K), values, up_total, input_precision="ieee")
+            up_tile = _load_tile(up_rows, descriptor, OUTPUTS + block * BLOCK_N, t, K, BLOCK_K)
+            up_total = tl.dot(up_tile, values, up_total, input_precision="ieee")
     square_sum = tl.sum(square, 1)
     if SPLIT_K == 1:
         _store_outputs(
@@ -169,6 +178,19 @@ def _dot(  # type: ignore[no-untyped-def]
                 total, up_total, square_sum, y, block, num_rows, eps, norm_weight is not None, OUTPUTS, K, GATE_UP
             )
             tl.store(counters + block, 0)
+
+
+@triton.jit
+def _load_tile(  # type: ignore[no-untyped-def]
+    rows, descriptor, first_row, tile, K: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Columns tile * BLOCK_K and after, 0 past the end, of the rows from `first_row` on. What a descriptor brings of
+    rows past the block's outputs is computed for nobody.
+    """
+    if descriptor is None:
+        return load_weights(rows, tile, K, BLOCK_K)
+    else:
+        return descriptor.load([first_row, tile * BLOCK_K])
 
 
 @triton.jit

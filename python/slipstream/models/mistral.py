@@ -33,8 +33,8 @@ class SelfAttention(Protocol):
         attention: AttentionBackend,
         kept_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See NormedPart; `rotation` is that of the rows' positions. Of `kept_rows` only, int64 [N], where they are given:
-        of the others, keys and values go to the cache, and that is all.
+        """See NormedPart; `rotation` is that of the rows' positions. Both results are of `kept_rows` only, int64 [N],
+        where they are given: of the others, keys and values go to the cache, and that is all.
         """
         ...
 

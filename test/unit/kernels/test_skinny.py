@@ -33,6 +33,9 @@ CASES = [
     (5, 20, 90, SkinnyConfig("dot", 16, 32, 4, 3, prefetch=True)),
     (16, 36, 90, SkinnyConfig("dot", 16, 16, 4, 2, split_k=4)),  # 6 tiles: the last share is empty
     (17, 20, 33, SkinnyConfig("dot", 32, 16, 4, 2, split_k=2)),
+    (40, 20, 32, SkinnyConfig("dot", 16, 32, 4, 2)),
+    (5, 100, 96, SkinnyConfig("tma", 64, 64, 4, 3)),  # blocks and tiles in part
+    (33, 70, 104, SkinnyConfig("tma", 64, 32, 4, 2, split_k=2, prefetch=True)),
 ]
 MMA_CASES = [  # one tile, tiles read ahead and not, chunks of a warp, odd columns, more rows
     (1, 16, 32, SkinnyConfig("mma", 16, 32, 1, 1)),
@@ -64,8 +67,8 @@ def error(values: Tensor, exact: Tensor) -> float:
 
 
 def limit(config: SkinnyConfig, dtype: torch.dtype) -> float:
-    """A dot rounds its normed operand too."""
-    return LIMITS[dtype] * (2 if config.kind == "dot" else 1)
+    """The tensor cores' normed operand is rounded too."""
+    return LIMITS[dtype] * (2 if config.kind in ("dot", "tma") else 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,7 +83,8 @@ def test_linear(rows: int, n: int, k: int, config: SkinnyConfig, dtype: torch.dt
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("rows", "n", "k", "config"),
-    [CASES[3], CASES[7], *MMA_CASES, (5, 24, 96, SkinnyConfig("mma", 8, 32, 1, 2))],  # the last: one mma for both parts
+    # the last: one mma for both parts
+    [CASES[3], CASES[7], CASES[-1], *MMA_CASES, (5, 24, 96, SkinnyConfig("mma", 8, 32, 1, 2))],
 )
 def test_gate_up(rows: int, n: int, k: int, config: SkinnyConfig, dtype: torch.dtype) -> None:
     x, weight = normal(rows, k, dtype=dtype), normal(2 * n, k, dtype=dtype, size=k**-0.5)
