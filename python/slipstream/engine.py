@@ -11,7 +11,7 @@ import asyncio
 import difflib
 import itertools
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -244,22 +244,27 @@ class Engine:
         )
 
     async def _answer_all(self, requests: list[Generate], progress: bool) -> list[list[Answer]]:
-        limit = asyncio.Semaphore(4 * self.resolved.scheduler.max_running_requests)
-        with Progress(disable=not progress) as bar:
+        if not progress:
+            return await self._answer_each(requests, lambda: None)
+        with Progress() as bar:
             task = bar.add_task("generating", total=len(requests))
+            return await self._answer_each(requests, lambda: bar.advance(task))
 
-            async def answer(request: Generate) -> list[Answer]:
-                async with limit:
-                    choices = await self._answer(request)
-                bar.advance(task)
-                return choices
+    async def _answer_each(self, requests: list[Generate], answered: Callable[[], None]) -> list[list[Answer]]:
+        limit = asyncio.Semaphore(4 * self.resolved.scheduler.max_running_requests)
 
-            tasks = [asyncio.create_task(answer(request)) for request in requests]
-            try:
-                return await asyncio.gather(*tasks)
-            finally:
-                for other in tasks:
-                    other.cancel()
+        async def answer(request: Generate) -> list[Answer]:
+            async with limit:
+                choices = await self._answer(request)
+            answered()
+            return choices
+
+        tasks = [asyncio.create_task(answer(request)) for request in requests]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for other in tasks:
+                other.cancel()
 
     async def _answer(self, request: Generate) -> list[Answer]:
         collected: dict[int, _Collected] = {}

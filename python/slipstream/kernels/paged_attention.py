@@ -18,7 +18,6 @@ from slipstream.kernels.launch import launch_options, let_next_start, num_multip
 MAX_HEAD_DIM = 256
 MAX_HEADS_PER_KV = 128
 _MAX_QUERIES = {2: 128, 4: 32}  # rows times heads of one program that fit into registers, by bytes of a value
-_FEW_QUERIES = 32  # the time of programs with more is not that of loads alone
 _KEYS_PER_SPLIT = 64  # as short a share as any program gets
 _MAX_SPLITS = 128  # what one program merges at once
 _PROGRAMS_PER_SM = 2  # enough loads on their way for the whole bandwidth; more programs only add to the merge
@@ -58,26 +57,17 @@ class AttentionConfig:
     num_stages: int  # of the loop's pipeline
 
 
-def attention_config(queries: int, head_dim: int, element_size: int, splits: int) -> AttentionConfig:
+def attention_config(queries: int, head_dim: int, element_size: int) -> AttentionConfig:
     """For programs of `queries` (rows times heads, padded: 16 .. 128) and a cache of `element_size` bytes a value.
 
-    Without a split there are programs enough to have loads on their way, the more of them on a multiprocessor the less
-    shared memory one takes. With a split there are few, and each needs several steps on their way. The share of a split
-    ends where a step does: with short steps, few keys are many shares. Steps of 64 keys would read a context of 16384 a
-    quarter faster; but they take twice the shared memory, and in whole decode steps on an H200 the products around the
-    attention then took a seventh longer, perhaps because multiprocessors divide their memory anew for such a kernel.
+    The less shared memory a program takes, the more of them are on a multiprocessor and have loads on their way.
 
-    >>> attention_config(16, 128, 2, 1)
+    >>> attention_config(16, 128, 2)
     AttentionConfig(block_n=64, num_warps=4, num_stages=2)
-    >>> attention_config(16, 128, 2, 4)
-    AttentionConfig(block_n=32, num_warps=4, num_stages=3)
     """
     key_bytes = triton.next_power_of_2(head_dim) * element_size
     block_n = 64 if key_bytes <= 256 else 32 if key_bytes <= 512 else 16
-    if splits > 1 and queries <= _FEW_QUERIES:
-        block_n = min(block_n, _KEYS_PER_SPLIT)
-    num_warps = 8 if queries >= _MAX_QUERIES[element_size] else 4
-    return AttentionConfig(block_n, num_warps, num_stages=2 if splits == 1 else 3)
+    return AttentionConfig(block_n, num_warps=8 if queries >= _MAX_QUERIES[element_size] else 4, num_stages=2)
 
 
 def choose_splits(num_programs: int, max_kv_len: int, multiprocessors: int) -> int:
@@ -86,7 +76,7 @@ def choose_splits(num_programs: int, max_kv_len: int, multiprocessors: int) -> i
     >>> choose_splits(8, 32768, 132), choose_splits(64, 32768, 132), choose_splits(512, 32768, 132)
     (32, 4, 1)
     >>> choose_splits(8, 600, 132)
-    18
+    9
     """
     wanted = _PROGRAMS_PER_SM * multiprocessors // num_programs
     if wanted > 32:
@@ -119,7 +109,7 @@ def choose_launch(
 
     >>> launch = choose_launch(1, 4, (32, 8, 128), 2, 32768, 132)
     >>> launch.rows_per_tile, launch.tiles, launch.queries, launch.splits, launch.config.block_n
-    (4, 1, 16, 32, 32)
+    (4, 1, 16, 32, 64)
     """
     num_heads, kv_heads, head_dim = heads
     heads_per_kv = num_heads // kv_heads
@@ -129,7 +119,7 @@ def choose_launch(
     programs = num_blocks * tiles * kv_heads
     splits = splits or choose_splits(programs, max_kv_len, multiprocessors)
     assert splits <= _MAX_SPLITS, f"{splits} splits: at most {_MAX_SPLITS}"
-    config = config or attention_config(queries, head_dim, element_size, splits)
+    config = config or attention_config(queries, head_dim, element_size)
     return Launch(rows_per_tile, tiles, queries, splits, config)
 
 

@@ -106,9 +106,6 @@ class Noise:
         """Key the slot. Any integer seed will do; it counts modulo 2**64."""
         self.keys[slot].fill_(child_key(seed, choice))
 
-    def release(self, slot: int) -> None:
-        self.keys[slot].fill_(0)
-
     def row_keys(
         self, slots: Sequence[int], positions: Sequence[int] | torch.Tensor, stream: Stream = Stream.TARGET
     ) -> torch.Tensor:

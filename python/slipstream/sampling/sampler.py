@@ -61,7 +61,6 @@ class Sampler:
         if slot in self._random:
             self._random.remove(slot)
             self._temperature[slot].fill_(0.0)
-        self._noise.release(slot)
         self._penalties.release(slot)
         self._bias.release(slot)
         self._min_tokens.release(slot)

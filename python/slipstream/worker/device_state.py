@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slipstream.config.processes import WorkerDrafts
-from slipstream.layers.upload import to_device, upload
+from slipstream.layers.upload import to_device, upload, upload_into
 
 # A plan already in flight may decode a request past its limit before the scheduler hears of its end. Those rows go to
 # the sink page, so the tables are a little wider than the context. Without drafts this is enough for 8 steps in flight.
@@ -56,7 +56,10 @@ class DeviceState:
         """A request enters an empty slot; KV of its first `num_cached` tokens lies in `pages`."""
         assert slot not in self.prompts_cpu, f"slot {slot} is taken"
         self.prompts_cpu[slot] = torch.tensor(token_ids, dtype=torch.int64)
-        self.append_pages(slot, pages)
+        self._count_pages(slot, len(pages))
+        table = torch.zeros(self.max_pages, dtype=torch.int32)
+        table[: len(pages)] = torch.tensor(pages, dtype=torch.int32)
+        upload_into(self.page_tables[slot], table)
         self.set_committed_len(slot, num_cached)
 
     def prompt(self, slot: int) -> Tensor:
@@ -67,12 +70,9 @@ class DeviceState:
 
     def append_pages(self, slot: int, pages: Sequence[int]) -> None:
         """Lengthen a slot's page table."""
-        begin = self._num_pages[slot]
-        end = begin + len(pages)
-        assert end <= self.max_pages, f"slot {slot} has {end} pages, more than a context of {self.max_pages} can fill"
+        begin, end = self._num_pages[slot], self._count_pages(slot, len(pages))
         if pages:
             self.page_tables[slot, begin:end] = upload(pages, torch.int32, self.bonus.device)
-        self._num_pages[slot] = end
 
     def set_committed_len(self, slot: int, length: int) -> None:
         """So many tokens of the slot are in KV and final."""
@@ -87,9 +87,17 @@ class DeviceState:
         self.committed_len.index_add_(0, of_slots, added)
 
     def release(self, slot: int) -> None:
-        """Empty a slot. Its pages are the scheduler's to give out again."""
+        """Empty a slot. Its pages are the scheduler's to give out again; on the device they stay written until the next
+        request enters.
+        """
         self.prompts_cpu.pop(slot, None)
         self._prompts.pop(slot, None)
-        self.page_tables[slot].zero_()
-        self.set_committed_len(slot, 0)
+        self.committed_len_cpu[slot] = 0
         self._num_pages[slot] = 0
+
+    def _count_pages(self, slot: int, count: int) -> int:
+        """The slot's number of pages with `count` more."""
+        end = self._num_pages[slot] + count
+        assert end <= self.max_pages, f"slot {slot} has {end} pages, more than a context of {self.max_pages} can fill"
+        self._num_pages[slot] = end
+        return end

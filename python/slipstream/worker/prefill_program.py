@@ -54,22 +54,16 @@ class PrefillProgram:
 
     def __init__(self, parts: DeviceParts, shape: PrefillShape, extends: bool) -> None:
         self.parts, self.shape, self.extends = parts, shape, extends
-        device, dummy = parts.device, parts.state.dummy_slot
-        self._of_rows = torch.zeros(4, shape.num_rows + 1, dtype=torch.int64, device=device)
-        self._of_requests = torch.zeros(5, shape.num_requests, dtype=torch.int64, device=device)
-        self._of_blocks = torch.zeros(3, shape.num_blocks, dtype=torch.int32, device=device)
-        self._of_rows[2].fill_(dummy)
-        self._of_requests[0].fill_(dummy)
-        self._of_requests[4].fill_(shape.num_rows)
+        self._inputs = self._no_inputs().to(parts.device)
+        self._of_rows, self._of_requests, self._of_blocks = self._sections(self._inputs)
         self._layout: Layout | None = None
-        self.results = torch.zeros(shape.num_requests, 3, dtype=torch.int32, device=device)
+        self.results = torch.zeros(shape.num_requests, 3, dtype=torch.int32, device=parts.device)
 
     def load(self, chunks: Sequence[PrefillChunk], prompts: Mapping[int, Tensor]) -> None:
         """`prompts`: the known tokens of each slot, int64 on the host."""
-        shape, dummy = self.shape, self.parts.state.dummy_slot
-        of_rows = torch.zeros(4, shape.num_rows + 1, dtype=torch.int64)
+        shape, inputs = self.shape, self._no_inputs()
+        of_rows, of_requests, of_blocks = self._sections(inputs)
         token_ids, positions, row_slots, successors = of_rows
-        row_slots.fill_(dummy)
         begin = 0
         for chunk in chunks:
             end, rows = chunk.start + chunk.length, slice(begin, begin + chunk.length)
@@ -80,17 +74,14 @@ class PrefillProgram:
             known = chunk.length - chunk.last  # the last row's successor will be drawn
             successors[begin : begin + known] = own[1 : known + 1]
             begin += chunk.length
-        upload_into(self._of_rows, of_rows)
         last_rows = last_row_of_each(0, chunks)
         samples = [int(chunk.last) for chunk in chunks]
         ends = [chunk.start + chunk.length for chunk in chunks]
         drawn_rows = [row if chunk.last else shape.num_rows for chunk, row in zip(chunks, last_rows, strict=True)]
-        rest = shape.num_requests - len(chunks)
-        zeros = [0] * rest
-        slots = [chunk.slot for chunk in chunks] + [dummy] * rest
-        of_requests = [slots, last_rows + zeros, ends + zeros, samples + zeros, drawn_rows + [shape.num_rows] * rest]
-        upload_into(self._of_requests, torch.tensor(of_requests))
-        upload_into(self._of_blocks, torch.tensor(blocks_of(chunks, shape.num_blocks), dtype=torch.int32))
+        slots = [chunk.slot for chunk in chunks]
+        of_requests[:, : len(chunks)] = torch.tensor([slots, last_rows, ends, samples, drawn_rows])
+        of_blocks.copy_(torch.tensor(blocks_of(chunks, shape.num_blocks), dtype=torch.int32))
+        upload_into(self._inputs, inputs)
 
     def plan_on_host(self, chunks: Sequence[PrefillChunk]) -> None:
         """Let the attention backend know all lengths, for its kernels for long chunks; the program is then to run for
@@ -122,6 +113,27 @@ class PrefillProgram:
             self._plan(parts.chain.attention, rows)
             successors = self._of_rows[3].index_copy(0, drawn_rows, drawn)[:num_rows]
             parts.chain.extend(positions, successors, hidden, slots, last_rows)
+
+    def _no_inputs(self) -> Tensor:
+        """Those of the dummy slot alone, on the host: all that load() says goes to the device in one copy."""
+        shape, dummy = self.shape, self.parts.state.dummy_slot
+        inputs = torch.zeros(
+            4 * (shape.num_rows + 1) + 5 * shape.num_requests + 2 * shape.num_blocks, dtype=torch.int64
+        )
+        of_rows, of_requests, _ = self._sections(inputs)
+        of_rows[2].fill_(dummy)
+        of_requests[0].fill_(dummy)
+        of_requests[4].fill_(shape.num_rows)
+        return inputs
+
+    def _sections(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows, int64 [4, num_rows + 1]: token id, position, slot, successor. Of requests, int64 [5, num_requests]:
+        slot, last row, end, whether it draws, and the row whose successor is drawn. Of blocks: see blocks_of(), int32.
+        """
+        end_of_rows = 4 * (self.shape.num_rows + 1)
+        end_of_requests = end_of_rows + 5 * self.shape.num_requests
+        of_blocks = inputs[end_of_requests:].view(torch.int32)[: 3 * self.shape.num_blocks]
+        return inputs[:end_of_rows].view(4, -1), inputs[end_of_rows:end_of_requests].view(5, -1), of_blocks.view(3, -1)
 
     def _plan(self, attention: DeviceAttention, rows: DeviceRows | None) -> None:
         """By the device's own lengths, `rows`, or by those of plan_on_host()."""

@@ -84,15 +84,17 @@ def test_rows_past_the_last_page_go_to_the_sink() -> None:
     assert all(row < 4 for row in rows[2:])
 
 
-def test_release_empties_the_slot() -> None:
+def test_a_slot_has_nothing_of_the_request_before() -> None:
     state = make_state()
     state.add(2, [1, 2, 3], [3, 9], num_cached=2)
     state.append_pages(2, [4])
     assert state.page_tables[2].tolist()[:4] == [3, 9, 4, 0]
     state.release(2)
-    assert not state.page_tables[2].any() and state.committed_len_cpu[2] == int(state.committed_len[2]) == 0
     state.add(2, [1], [5], num_cached=0)
-    assert state.page_tables[2].tolist()[:2] == [5, 0]
+    assert state.page_tables[2].tolist() == [5] + [0] * (state.max_pages - 1)
+    assert state.committed_len_cpu[2] == int(state.committed_len[2]) == 0
+    state.append_pages(2, [7])
+    assert state.page_tables[2].tolist()[:3] == [5, 7, 0]
 
 
 @pytest.mark.parametrize(
