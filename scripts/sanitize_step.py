@@ -114,6 +114,22 @@ def run(worker: Worker) -> int:
     return sum(len(entry.token_ids) for result in results for entry in result.results)
 
 
+def multiply() -> None:
+    """Products of few rows as no layer of so small a model takes them, with blocks and tiles in part."""
+    from slipstream.kernels.skinny import skinny_gate_up, skinny_linear
+    from slipstream.kernels.skinny_configs import SkinnyConfig
+
+    x, weight = (torch.randn(rows, 200, device="cuda").bfloat16() for rows in (5, 300))
+    torch.cuda.synchronize()
+    for config in (
+        SkinnyConfig("dot", 32, 64, 4, 3, split_k=2, prefetch=True),
+        SkinnyConfig("tma", 64, 64, 4, 3, split_k=2, prefetch=True),
+        SkinnyConfig("mma", 16, 64, 2, 2, prefetch=True),
+    ):
+        skinny_linear(x, weight, config)
+        skinny_gate_up(x, weight, config)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=True)
@@ -127,6 +143,7 @@ def main() -> int:
         worker = load(Path(folder), graphs=args.graphs and on_gpu, device=args.device, backend=backend)
         num_tokens = run(worker)
     if on_gpu:
+        multiply()
         torch.cuda.synchronize()
     print(f"{len(plans())} steps, {num_tokens} tokens, {'with' if args.graphs and on_gpu else 'without'} graphs")
     return 0

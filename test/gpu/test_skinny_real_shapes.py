@@ -14,13 +14,15 @@ from slipstream.kernels.skinny_configs import SkinnyConfig, default_config
 pytestmark = pytest.mark.gpu
 
 EPS = 1e-5
-SHAPES = [(4096, 4096), (28672, 4096), (4096, 14336), (1002, 5120), (334, 4100), (64, 192)]
-ROWS = [1, 2, 3, 4, 5, 8, 16, 17, 32]
+SHAPES = [(28672, 4096), (4096, 14336), (1002, 5120), (334, 4100)]
+ROWS = [1, 3, 4, 8, 32]
 GEMV = SkinnyConfig("gemv", 4, 1024, 2, 3, prefetch=True)
 DOT = SkinnyConfig("dot", 64, 128, 4, 4, split_k=4, prefetch=True)
 NARROW_DOT = SkinnyConfig("dot", 16, 256, 2, 3)
 MMA = SkinnyConfig("mma", 16, 64, 2, 4)
 WIDE_MMA = SkinnyConfig("mma", 32, 512, 4, 2, prefetch=True)
+TMA = SkinnyConfig("tma", 64, 128, 4, 4)
+SPLIT_TMA = SkinnyConfig("tma", 64, 64, 4, 4, split_k=4, prefetch=True)
 
 
 def normal(*shape: int, size: float = 1.0, seed: int = 0) -> Tensor:
@@ -67,7 +69,7 @@ def test_error_is_at_most_twice_that_of_torch(rows: int, n: int, k: int) -> None
 @pytest.mark.parametrize(
     ("config", "most_rows"), [(default_config("linear", 4, 4096, 4096), 4), (GEMV, 4), (DOT, 8), (NARROW_DOT, 8)]
 )
-@pytest.mark.parametrize(("n", "k"), [(4096, 4096), (1002, 5120)])
+@pytest.mark.parametrize(("n", "k"), [(1002, 5120)])
 def test_a_row_has_the_same_bits_whatever_stands_beside_it(
     config: SkinnyConfig, most_rows: int, n: int, k: int
 ) -> None:
@@ -99,7 +101,7 @@ def chain(inputs: Inputs, down: Tensor, config: SkinnyConfig) -> Callable[[], Te
     return run
 
 
-@pytest.mark.parametrize(("rows", "config"), [(1, GEMV), (4, GEMV), (4, DOT), (16, DOT)])
+@pytest.mark.parametrize(("rows", "config"), [(1, GEMV), (4, DOT), (16, DOT), (64, SPLIT_TMA)])
 def test_a_graph_of_overlapping_kernels_gives_the_bits_of_single_launches(rows: int, config: SkinnyConfig) -> None:
     inputs = Inputs(rows, 8192, 4096)
     run = chain(inputs, normal(4096, 4096, size=4096**-0.5, seed=4), config)
@@ -126,6 +128,19 @@ def test_the_error_of_products_without_a_norm(rows: int, n: int, k: int) -> None
         products.append((y, F.silu(gate) * up))
     (exact, exact_gated), (own, own_gated) = products
     for config in (None, MMA, WIDE_MMA, NARROW_DOT, *([GEMV] if rows <= 4 else [])):
+        assert error(skinny_linear(x, weight, config), exact) <= 2 * error(own, exact), config
+        assert error(skinny_gate_up(x, weight, config), exact_gated) <= 2 * error(own_gated, exact_gated), config
+
+
+@pytest.mark.parametrize("rows", [5, 17, 64])
+@pytest.mark.parametrize(("n", "k"), [(28672, 4096), (4096, 14336), (1002, 5120)])
+def test_the_error_of_products_whose_weights_the_memory_accelerator_fetches(rows: int, n: int, k: int) -> None:
+    x, weight = normal(rows, k), normal(n, k, size=k**-0.5, seed=2)
+    torch.cuda.synchronize()
+    exact, own = (F.linear(x.to(dtype), weight.to(dtype)) for dtype in (torch.float64, torch.bfloat16))
+    (gate, up), (own_gate, own_up) = exact.chunk(2, -1), own.chunk(2, -1)
+    exact_gated, own_gated = F.silu(gate) * up, F.silu(own_gate) * own_up
+    for config in (TMA, SPLIT_TMA):
         assert error(skinny_linear(x, weight, config), exact) <= 2 * error(own, exact), config
         assert error(skinny_gate_up(x, weight, config), exact_gated) <= 2 * error(own_gated, exact_gated), config
 
