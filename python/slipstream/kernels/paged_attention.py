@@ -20,7 +20,8 @@ MAX_HEADS_PER_KV = 128
 _MAX_QUERIES = {2: 128, 4: 32}  # rows times heads of one program that fit into registers, by bytes of a value
 _KEYS_PER_SPLIT = 64  # as short a share as any program gets
 _MAX_SPLITS = 128  # what one program merges at once
-_PROGRAMS_PER_SM = 2  # enough loads on their way for the whole bandwidth; more programs only add to the merge
+_PROGRAMS_PER_SM = 4  # as many as are there at once; more would only add to the merge
+_MANY_SPLITS = 32  # more are not worth their merge, but where a multiprocessor would have nothing to do
 _FEW_MERGES = 1024  # rows times heads: up to here each is shared by several programs
 _MERGED_VALUES = 32  # of a head, by one of these
 
@@ -74,11 +75,12 @@ def choose_splits(num_programs: int, max_kv_len: int, multiprocessors: int) -> i
     """Among how many programs the keys of a request are split, where there are `num_programs` without a split.
 
     >>> choose_splits(8, 32768, 132), choose_splits(64, 32768, 132), choose_splits(512, 32768, 132)
-    (32, 4, 1)
-    >>> choose_splits(8, 600, 132)
-    9
+    (32, 8, 1)
+    >>> choose_splits(8, 600, 132), choose_splits(2, 32768, 132)
+    (9, 64)
     """
-    wanted = _PROGRAMS_PER_SM * multiprocessors // num_programs
+    fill = multiprocessors // num_programs
+    wanted = min(_PROGRAMS_PER_SM * multiprocessors // num_programs, max(fill, _MANY_SPLITS))
     if wanted > 32:
         wanted -= wanted % 32  # the merge is compiled for powers of two
     return max(min(wanted, max_kv_len // _KEYS_PER_SPLIT, _MAX_SPLITS), 1)
