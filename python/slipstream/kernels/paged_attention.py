@@ -81,8 +81,8 @@ def choose_splits(num_programs: int, max_kv_len: int, multiprocessors: int) -> i
     """
     fill = multiprocessors // num_programs
     wanted = min(_PROGRAMS_PER_SM * multiprocessors // num_programs, max(fill, _MANY_SPLITS))
-    if wanted > 32:
-        wanted -= wanted % 32  # the merge is compiled for powers of two
+    if wanted > _MANY_SPLITS:
+        wanted -= wanted % _MANY_SPLITS  # the merge is compiled for powers of two
     return max(min(wanted, max_kv_len // _KEYS_PER_SPLIT, _MAX_SPLITS), 1)
 
 
