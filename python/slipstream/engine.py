@@ -299,12 +299,13 @@ def _is_many(prompts: Promptlike | Sequence[Promptlike]) -> bool:
 def _prompt(prompt: Promptlike, config: ServerConfig) -> Prompt:
     if isinstance(prompt, str):
         return TextPrompt(prompt)
-    messages = [dict(item) for item in prompt if isinstance(item, Mapping)]
-    token_ids = [item for item in prompt if isinstance(item, int)]
-    if messages and len(messages) == len(prompt):
-        return ChatPrompt(inline_images(check_messages(messages, config.max_images)))
-    if token_ids and len(token_ids) == len(prompt):
+    kinds = set(map(type, prompt))  # of thousands of ids they are one
+    if kinds and all(issubclass(kind, int) for kind in kinds):
+        token_ids = [item for item in prompt if isinstance(item, int)]
         return TokenPrompt(check_token_ids(token_ids, config.vocab_size, "prompts"))
+    if kinds and all(issubclass(kind, Mapping) for kind in kinds):
+        messages = [dict(item) for item in prompt if isinstance(item, Mapping)]
+        return ChatPrompt(inline_images(check_messages(messages, config.max_images)))
     raise RequestError("a prompt is text, a list of token ids, or a list of chat messages", param="prompts")
 
 

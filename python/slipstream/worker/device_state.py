@@ -52,10 +52,12 @@ class DeviceState:
         self._prompts: dict[int, Tensor] = {}  # the same on the device, of slots that somebody has asked for
         self._num_pages = [0] * num_slots
 
-    def add(self, slot: int, token_ids: Sequence[int], pages: Sequence[int], num_cached: int) -> None:
-        """A request enters an empty slot; KV of its first `num_cached` tokens lies in `pages`."""
+    def add(self, slot: int, token_ids: Tensor, pages: Sequence[int], num_cached: int) -> None:
+        """A request with `token_ids`, int64 on the host, enters an empty slot; KV of its first `num_cached` tokens lies
+        in `pages`.
+        """
         assert slot not in self.prompts_cpu, f"slot {slot} is taken"
-        self.prompts_cpu[slot] = torch.tensor(token_ids, dtype=torch.int64)
+        self.prompts_cpu[slot] = token_ids
         self._count_pages(slot, len(pages))
         table = torch.zeros(self.max_pages, dtype=torch.int32)
         table[: len(pages)] = torch.tensor(pages, dtype=torch.int32)

@@ -54,16 +54,21 @@ class PrefillProgram:
 
     def __init__(self, parts: DeviceParts, shape: PrefillShape, extends: bool) -> None:
         self.parts, self.shape, self.extends = parts, shape, extends
-        self._inputs = self._no_inputs().to(parts.device)
+        num_inputs = 4 * (shape.num_rows + 1) + 5 * shape.num_requests + 2 * shape.num_blocks
+        self._inputs = torch.empty(num_inputs, dtype=torch.int64, device=parts.device)
         self._of_rows, self._of_requests, self._of_blocks = self._sections(self._inputs)
         self._layout: Layout | None = None
         self.results = torch.zeros(shape.num_requests, 3, dtype=torch.int32, device=parts.device)
 
     def load(self, chunks: Sequence[PrefillChunk], prompts: Mapping[int, Tensor]) -> None:
-        """`prompts`: the known tokens of each slot, int64 on the host."""
-        shape, inputs = self.shape, self._no_inputs()
+        """`prompts`: the known tokens of each slot, int64 on the host. Everything goes to the device in one copy."""
+        shape, dummy = self.shape, self.parts.state.dummy_slot
+        inputs = torch.zeros(self._inputs.shape, dtype=torch.int64)
         of_rows, of_requests, of_blocks = self._sections(inputs)
         token_ids, positions, row_slots, successors = of_rows
+        row_slots.fill_(dummy)
+        of_requests[0].fill_(dummy)
+        of_requests[4].fill_(shape.num_rows)
         begin = 0
         for chunk in chunks:
             end, rows = chunk.start + chunk.length, slice(begin, begin + chunk.length)
@@ -79,7 +84,8 @@ class PrefillProgram:
         ends = [chunk.start + chunk.length for chunk in chunks]
         drawn_rows = [row if chunk.last else shape.num_rows for chunk, row in zip(chunks, last_rows, strict=True)]
         slots = [chunk.slot for chunk in chunks]
-        of_requests[:, : len(chunks)] = torch.tensor([slots, last_rows, ends, samples, drawn_rows])
+        values = [slots, last_rows, ends, samples, drawn_rows]
+        of_requests[:, : len(chunks)] = torch.tensor(values, dtype=torch.int64)
         of_blocks.copy_(torch.tensor(blocks_of(chunks, shape.num_blocks), dtype=torch.int32))
         upload_into(self._inputs, inputs)
 
@@ -113,18 +119,6 @@ class PrefillProgram:
             self._plan(parts.chain.attention, rows)
             successors = self._of_rows[3].index_copy(0, drawn_rows, drawn)[:num_rows]
             parts.chain.extend(positions, successors, hidden, slots, last_rows)
-
-    def _no_inputs(self) -> Tensor:
-        """Those of the dummy slot alone, on the host: all that load() says goes to the device in one copy."""
-        shape, dummy = self.shape, self.parts.state.dummy_slot
-        inputs = torch.zeros(
-            4 * (shape.num_rows + 1) + 5 * shape.num_requests + 2 * shape.num_blocks, dtype=torch.int64
-        )
-        of_rows, of_requests, _ = self._sections(inputs)
-        of_rows[2].fill_(dummy)
-        of_requests[0].fill_(dummy)
-        of_requests[4].fill_(shape.num_rows)
-        return inputs
 
     def _sections(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of rows, int64 [4, num_rows + 1]: token id, position, slot, successor. Of requests, int64 [5, num_requests]:

@@ -102,6 +102,7 @@ class StepGraphs:
         before = torch.cuda.memory_reserved()
         for done, key in enumerate(prefill_keys):
             prefill = PrefillProgram(self._parts, key.shape, key.extends)
+            prefill.load([], {})
             _warm_up(prefill.run, str(key))
             self._prefill[key] = prefill, _capture(prefill.run, pool, str(key))
             progress(done + 1, total)

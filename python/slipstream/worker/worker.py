@@ -1,6 +1,7 @@
 """Executes plans: weights, KV pages and the state of every slot are here, decisions are not."""
 
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -139,13 +140,14 @@ class Worker:
 
     def _add(self, new: NewRequest) -> None:
         self._requests[new.slot] = _Request(new.sampling, new.prompt_len)
-        if not 0 <= min(new.token_ids) <= max(new.token_ids) < self._vocab_size:
+        token_ids = _known_ids(new.token_ids, self._vocab_size)
+        if token_ids is None:
             self._errors[new.slot] = f"a token id lies outside the vocabulary of {self._vocab_size}"
             return
         try:
             if new.images:
                 self._add_images(new)
-            self._state.add(new.slot, new.token_ids, new.pages, new.num_cached)
+            self._state.add(new.slot, token_ids, new.pages, new.num_cached)
             self._sampler.add(new.slot, new.sampling, new.token_ids, new.prompt_len)
         except RequestError as error:
             self._errors[new.slot] = str(error)
@@ -341,3 +343,13 @@ class Worker:
         return SlotResult(
             slot, outcome.token_ids, outcome.logprobs, outcome.prompt_logprobs, num_drafts=outcome.num_drafts
         )
+
+
+def _known_ids(token_ids: Sequence[int], vocab_size: int) -> Tensor | None:
+    """int64 [tokens] on the host; None: one of them lies outside the vocabulary."""
+    try:
+        ids = torch.frombuffer(array("q", token_ids), dtype=torch.int64)  # several times as fast as from a list
+    except OverflowError:
+        return None
+    lowest, highest = ids.aminmax()
+    return ids if 0 <= int(lowest) <= int(highest) < vocab_size else None

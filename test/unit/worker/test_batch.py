@@ -25,9 +25,9 @@ def make_state(num_slots: int = 5, context_length: int = 32) -> DeviceState:
 
 def test_the_example_of_build_batch() -> None:
     state = make_state()
-    state.add(0, [1, 2, 3, 4, 5, 31], [7, 2], num_cached=5)
+    state.add(0, torch.tensor([1, 2, 3, 4, 5, 31]), [7, 2], num_cached=5)
     state.bonus[0] = 31
-    state.add(3, [11, 12, 13], [5], num_cached=0)
+    state.add(3, torch.tensor([11, 12, 13]), [5], num_cached=0)
     rows = build_batch(state, [0], Candidates.none(1, CPU), [PrefillChunk(3, 0, 3, True)])
     assert rows.token_ids.tolist() == [31, 11, 12, 13]
     assert rows.positions.tolist() == [5, 0, 1, 2]
@@ -42,7 +42,7 @@ def test_the_example_of_build_batch() -> None:
 def test_chunks_that_are_not_last_sample_nothing() -> None:
     state = make_state()
     for slot in (1, 2, 4):
-        state.add(slot, list(range(20)), [slot, slot + 5, slot + 10], num_cached=4)
+        state.add(slot, torch.tensor(list(range(20))), [slot, slot + 5, slot + 10], num_cached=4)
     rows = build_batch(
         state,
         [],
@@ -57,10 +57,10 @@ def test_drafts_stand_after_their_bonus_token() -> None:
     """A chain at consecutive positions; a tree in consecutive cache rows, its nodes at the position of their depth."""
     state = make_state()
     for slot, bonus in ((0, 31), (2, 41)):
-        state.add(slot, [1, 2, 3, 4, 5], [7 + slot, 2 + slot], num_cached=5)
+        state.add(slot, torch.tensor([1, 2, 3, 4, 5]), [7 + slot, 2 + slot], num_cached=5)
         state.bonus[slot] = bonus
     chunk = PrefillChunk(3, 0, 2, True)
-    state.add(3, [11, 12], [5], num_cached=0)
+    state.add(3, torch.tensor([11, 12]), [5], num_cached=0)
     tokens, chain = torch.tensor([[32, 33], [42, 0]]), torch.tensor([[0, 1], [0, 1]])
     rows = build_batch(state, [0, 2], Candidates((2, 1), tokens, chain, is_chain=True), [chunk])
     assert rows.token_ids.tolist() == [31, 32, 33, 41, 42, 11, 12]
@@ -77,7 +77,7 @@ def test_drafts_stand_after_their_bonus_token() -> None:
 
 def test_rows_past_the_last_page_go_to_the_sink() -> None:
     state = make_state(context_length=8)
-    state.add(0, [1], [3, 9], num_cached=0)
+    state.add(0, torch.tensor([1]), [3, 9], num_cached=0)
     positions = torch.arange(6, 8 + ROWS_PAST_LIMIT)
     rows = locate(state.page_tables, torch.zeros_like(positions), positions, 4).tolist()
     assert rows[:2] == [38, 39]
@@ -86,11 +86,11 @@ def test_rows_past_the_last_page_go_to_the_sink() -> None:
 
 def test_a_slot_has_nothing_of_the_request_before() -> None:
     state = make_state()
-    state.add(2, [1, 2, 3], [3, 9], num_cached=2)
+    state.add(2, torch.tensor([1, 2, 3]), [3, 9], num_cached=2)
     state.append_pages(2, [4])
     assert state.page_tables[2].tolist()[:4] == [3, 9, 4, 0]
     state.release(2)
-    state.add(2, [1], [5], num_cached=0)
+    state.add(2, torch.tensor([1]), [5], num_cached=0)
     assert state.page_tables[2].tolist() == [5] + [0] * (state.max_pages - 1)
     assert state.committed_len_cpu[2] == int(state.committed_len[2]) == 0
     state.append_pages(2, [7])
