@@ -132,8 +132,7 @@ class ImageFacts:
 class MemoryFacts:
     """What decides how much memory a worker needs, as plain numbers.
 
-    `chunk_rows` prompt tokens and `decode_rows` = slots * (K + 1) rows may meet in one step. The host-driven sampler
-    takes at most `host_rows` of them at once.
+    `chunk_rows` prompt tokens and `decode_rows` = slots * (K + 1) rows may meet in one step.
     """
 
     target: ModelFacts
@@ -142,7 +141,6 @@ class MemoryFacts:
     pages_per_slot: int  # entries of one slot's page table
     chunk_rows: int
     decode_rows: int
-    host_rows: int
     rejection_sampling: bool = False
     images: ImageFacts | None = None
     workspace_bytes: int = 0  # of attention backends
@@ -273,7 +271,7 @@ def _logit_bytes(limits: PoolLimits, facts: MemoryFacts) -> int:
     """Logits of the largest decode step in the dtype of activations, the draft's of one level, fp32 tensors of the
     host-driven sampler, and what drafts were drawn from where rejection sampling needs it.
     """
-    values = facts.decode_rows * facts.target.item_bytes + facts.host_rows * SAMPLER_COPIES * _FP32
+    values = facts.decode_rows * (facts.target.item_bytes + SAMPLER_COPIES * _FP32)
     if facts.draft is not None:
         values += limits.max_running_requests * facts.draft.item_bytes
     if facts.rejection_sampling:

@@ -29,7 +29,6 @@ def memory_facts(
         pages_per_slot=-(-tokens_per_slot // config.page_size),
         chunk_rows=config.chunked_prefill_size,
         decode_rows=decode_rows,
-        host_rows=decode_rows,
         rejection_sampling=config.drafts is not None and config.drafts.rejection_sampling,
         images=ImageFacts.of(vision, spec.images.max_size) if vision is not None and spec.images is not None else None,
         workspace_bytes=workspace_bytes,

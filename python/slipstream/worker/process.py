@@ -64,25 +64,31 @@ def load_worker(config: WorkerConfig, to_server: Outbox[ChildStatus]) -> Worker:
     if config.drafts is not None and config.drafts.model_path is not None:
         draft = inspect_draft(config.drafts.model_path, config.drafts.load_format)
     to_server.put(Stage(PROCESS, f"loading {_source(spec)}" + (f" and {_source(draft)}" if draft else "")))
-    last_report_s, text = 0.0, "loading tensors"
+    progress = _LoadProgress(to_server)
+    return build_worker(config, spec, draft, progress.tensors, progress.graphs)
 
-    def report_graphs(done: int, total: int) -> None:
-        nonlocal text, last_report_s
-        text = "capturing CUDA graphs"
-        if done == 1:
-            last_report_s = 0.0
-        report(done, total)
 
-    def report(done: int, total: int) -> None:
-        nonlocal last_report_s, text
+class _LoadProgress:
+    """Tells the server how far a start has come, not more often than anybody looks."""
+
+    def __init__(self, to_server: Outbox[ChildStatus]) -> None:
+        self._to_server = to_server
+        self._text, self._last_report_s = "", 0.0
+        self._has_target = False
+
+    def tensors(self, done: int, total: int) -> None:
+        """Of the target, then of the draft."""
+        self._report("loading the draft's tensors" if self._has_target else "loading tensors", done, total)
+        self._has_target |= done == total
+
+    def graphs(self, done: int, total: int) -> None:
+        self._report("capturing CUDA graphs", done, total)
+
+    def _report(self, text: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done == total or now - last_report_s >= _PROGRESS_S:
-            last_report_s = now
-            to_server.put(Progress(PROCESS, text, done, total))
-        if done == total:  # the target is there; what comes now is the draft's
-            text = "loading the draft's tensors"
-
-    return build_worker(config, spec, draft, report, report_graphs)
+        if done == total or text != self._text or now - self._last_report_s >= _PROGRESS_S:
+            self._text, self._last_report_s = text, now
+            self._to_server.put(Progress(PROCESS, text, done, total))
 
 
 def _source(spec: CheckpointSpec) -> str:

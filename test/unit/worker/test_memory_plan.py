@@ -43,7 +43,6 @@ def facts(**changes: Any) -> MemoryFacts:
         pages_per_slot=2049,
         chunk_rows=8192,
         decode_rows=256,
-        host_rows=128,
     )
     return MemoryFacts(**(values | changes))
 
@@ -72,7 +71,7 @@ def test_the_parts_of_7b() -> None:
         "gate_up": 2 * 14336, "product": 14336,
     }  # fmt: skip
     assert parts["activations of 8448 rows"] == 8448 * 2 * sum(row.values())
-    assert parts["logits and sampling of 256 rows"] == 32768 * (256 * 2 + 128 * 4 * SAMPLER_COPIES)
+    assert parts["logits and sampling of 256 rows"] == 32768 * 256 * (2 + 4 * SAMPLER_COPIES)
     tables, prompts, histories = 257 * 2049 * 4, 257 * 32768 * 8, (256 + 128) * 32768 * 4
     assert parts["slots"] == pytest.approx(tables + prompts + histories, rel=0.01)
     assert (parts["weights"], parts["CUDA libraries"]) == (14 * GIB, LIBRARY_BYTES)
