@@ -51,7 +51,7 @@ EPS = 1e-5
 SAME_BITS_GAIN = 1.02  # a config whose rows have the bits of one row's config is taken if it is slower by less
 GAP_STEPS = 2500  # of the kernel that stands for attention: about 6 us
 PLAIN_OPS: dict[Op, Op] = {"norm_linear": "linear", "norm_gate_up": "gate_up"}  # what stands behind a norm
-MAX_MMA_ROWS = 16  # up to here an mma and a dot are tried, with more rows a tma is
+MOST_FEW_ROWS = 16  # up to here an mma and a dot are tried, with more a tma is
 MAX_MMA_WARPS = 16  # of a multiprocessor: a thread of an mma takes up to 128 registers
 WEIGHT_REGISTERS = 64  # of a thread, for weights on their way
 PRINTED = 3
@@ -132,7 +132,19 @@ SHAPES = (
     Shape("24b", "head", "linear", 131072, 5120),
     Shape("24b", "fusion", "linear", 5120, 10240),
 )
-PRIORITY = (("7b", 1), ("7b", 4), ("24b", 1), ("7b", 8), ("7b", 64), ("24b", 64), ("7b", 2), ("7b", 3), ("24b", 4))
+PRIORITY = (
+    ("7b", 1),
+    ("7b", 4),
+    ("24b", 1),
+    ("7b", 8),
+    ("7b", 64),
+    ("24b", 64),
+    ("7b", 2),
+    ("7b", 3),
+    ("24b", 4),
+    ("7b", 16),
+    ("24b", 8),
+)
 
 
 def ordered_groups(only: str | None, rows: Iterable[int], ops: Collection[Op] | None = None) -> list[list[Case]]:
@@ -150,11 +162,11 @@ def first_candidates(case: Case, processors: int) -> list[Candidate]:
     op = case.shape.op
     fused = list(_gemv_grid(case)) if case.rows <= 4 else []
     plain: list[SkinnyConfig] = []
-    if 1 < case.rows <= MAX_MMA_ROWS:
+    if 1 < case.rows <= MOST_FEW_ROWS:
         fused += _dot_grid(case, processors)
         plain += [*_mma_grid(case, processors), *_narrow_dot_grid(case)]
         plain += _dot_grid(case, processors) if op in PLAIN_OPS else []
-    if case.rows > MAX_MMA_ROWS:
+    if case.rows > MOST_FEW_ROWS:
         plain += _tma_grid(case, processors)
     found = [Candidate(op, c) for c in fused] + [Candidate(PLAIN_OPS.get(op, op), c) for c in plain]
     return list(dict.fromkeys(found))
@@ -222,11 +234,12 @@ def _mma_grid(case: Case, processors: int) -> Iterator[SkinnyConfig]:
 
 
 def _fits(case: Case, config: SkinnyConfig) -> bool:
+    """Behind a norm of its own, a product reads three rows for one."""
     return _fits_plain(case, config, num_inputs=1 if case.shape.op == "linear" else 3)
 
 
 def _fits_plain(case: Case, config: SkinnyConfig, num_inputs: int = 1) -> bool:
-    """Behind a norm of its own, a product reads three rows for one."""
+    """Whether a product's pipeline has room in shared memory."""
     inputs = max(8, case.rows) * num_inputs
     return (config.block_n * _parts(case) + inputs) * config.block_k * 2 * config.num_stages <= SHARED_MEMORY
 

@@ -67,9 +67,10 @@ def test_error_is_at_most_twice_that_of_torch(rows: int, n: int, k: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("config", "most_rows"), [(default_config("linear", 4, 4096, 4096), 4), (GEMV, 4), (DOT, 8), (NARROW_DOT, 8)]
+    ("config", "most_rows"),
+    [(default_config("linear", 4, 4096, 4096), 4), (GEMV, 4), (DOT, 8), (NARROW_DOT, 8), (SPLIT_TMA, 8)],
 )
-@pytest.mark.parametrize(("n", "k"), [(1002, 5120)])
+@pytest.mark.parametrize(("n", "k"), [(1008, 5120)])
 def test_a_row_has_the_same_bits_whatever_stands_beside_it(
     config: SkinnyConfig, most_rows: int, n: int, k: int
 ) -> None:

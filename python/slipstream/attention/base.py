@@ -55,7 +55,7 @@ class DeviceRows:
     [[7, 2, 0], ...], positions [5, 6], kv_rows [9, 10], block_slots [0], block_starts [0], block_sizes [2].
     """
 
-    page_tables: Tensor  # int32 [slots, max pages], of all slots; unused entries are 0, the sink page
+    page_tables: Tensor  # int32 [slots, max pages]; of slots in use, unused entries are 0, the sink page
     positions: Tensor  # int64 [T]: in the cache
     kv_rows: Tensor  # int64 [T]: page * page_size + offset where each row's key and value go
     block_slots: Tensor  # int32 or int64 [NB]: the row of page_tables

@@ -20,7 +20,6 @@ MAX_HEADS_PER_KV = 128
 _MAX_QUERIES = {2: 128, 4: 32}  # rows times heads of one program that fit into registers, by bytes of a value
 _KEYS_PER_SPLIT = 64  # as short a share as any program gets
 _MAX_SPLITS = 128  # what one program merges at once
-_PROGRAMS_PER_SM = 4  # as many as are there at once; more would only add to the merge
 _MANY_SPLITS = 32  # more are not worth their merge, but where a multiprocessor would have nothing to do
 _FEW_MERGES = 1024  # rows times heads: up to here each is shared by several programs
 _MERGED_VALUES = 32  # of a head, by one of these
@@ -71,16 +70,18 @@ def attention_config(queries: int, head_dim: int, element_size: int) -> Attentio
     return AttentionConfig(block_n, num_warps=8 if queries >= _MAX_QUERIES[element_size] else 4, num_stages=2)
 
 
-def choose_splits(num_programs: int, max_kv_len: int, multiprocessors: int) -> int:
-    """Among how many programs the keys of a request are split, where there are `num_programs` without a split.
+def choose_splits(num_programs: int, max_kv_len: int, multiprocessors: int, queries: int = 16) -> int:
+    """Among how many programs of so many `queries` the keys of a request are split, where there are `num_programs`
+    without a split: as many as a multiprocessor has at once are enough, more would only add to the merge.
 
     >>> choose_splits(8, 32768, 132), choose_splits(64, 32768, 132), choose_splits(512, 32768, 132)
     (32, 8, 1)
-    >>> choose_splits(8, 600, 132), choose_splits(2, 32768, 132)
-    (9, 64)
+    >>> choose_splits(8, 600, 132), choose_splits(2, 32768, 132), choose_splits(64, 32768, 132, queries=64)
+    (9, 64, 4)
     """
+    at_once = 4 if queries <= 16 else 3 if queries <= 32 else 2
     fill = multiprocessors // num_programs
-    wanted = min(_PROGRAMS_PER_SM * multiprocessors // num_programs, max(fill, _MANY_SPLITS))
+    wanted = min(at_once * multiprocessors // num_programs, max(fill, _MANY_SPLITS))
     if wanted > _MANY_SPLITS:
         wanted -= wanted % _MANY_SPLITS  # the merge is compiled for powers of two
     return max(min(wanted, max_kv_len // _KEYS_PER_SPLIT, _MAX_SPLITS), 1)
@@ -119,7 +120,7 @@ def choose_launch(
     rows_per_tile = triton.cdiv(rows_per_block, tiles)
     queries = max(triton.next_power_of_2(rows_per_tile * heads_per_kv), 16)
     programs = num_blocks * tiles * kv_heads
-    splits = splits or choose_splits(programs, max_kv_len, multiprocessors)
+    splits = splits or choose_splits(programs, max_kv_len, multiprocessors, queries)
     assert splits <= _MAX_SPLITS, f"{splits} splits: at most {_MAX_SPLITS}"
     config = config or attention_config(queries, head_dim, element_size)
     return Launch(rows_per_tile, tiles, queries, splits, config)

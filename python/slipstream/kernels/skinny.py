@@ -114,7 +114,7 @@ def _product(
     gate_up = op in ("gate_up", "norm_gate_up")
     assert not gate_up or n % 2 == 0, f"gate and up of {n} rows"
     if config is None:
-        config = skinny_config(op, num_rows, n, k, x.device) or default_config(op, num_rows, n, k)
+        config = skinny_config(op, num_rows, weight) or default_config(op, num_rows, n, k)
     if config.kind == "mma":
         assert norm_weight is None and num_rows <= MAX_MMA_ROWS, f"{config} for {num_rows} rows of {op}"
         return launch_mma(x, weight, config, gate_up), x

@@ -32,7 +32,8 @@ class SkinnyConfig:
         inputs are ready.
     dot: block_n outputs on the tensor cores, tiles of block_k through shared memory in a pipeline of num_stages;
         `split_k` programs share a row of weights.
-    tma: the same with weights that the tensor memory accelerator fetches, which takes blocks of at least 64 outputs.
+    tma: the same with weights that the tensor memory accelerator fetches, whose rows are multiples of 16 bytes; block_n
+        is at least the 64 that Hopper's tensor cores take at once.
     mma: up to 32 rows; block_n outputs on the tensor cores, straight from memory into registers; not behind a norm of
         its own. Its warps share tiles of block_k, a multiple of 32 * num_warps; it reads num_stages tiles ahead as a
         gemv does.
@@ -75,19 +76,25 @@ class SkinnyConfig:
 Table = Mapping[tuple[str, int, int, int], SkinnyConfig | None]  # by op, n, k, bucket of rows; None: cuBLAS
 
 
-@lru_cache(maxsize=4096)
-def skinny_config(op: Op, num_rows: int, n: int, k: int, device: torch.device) -> SkinnyConfig | None:
-    """The best config for activations [num_rows, k] and weights [n, k]; None: take cuBLAS and unfused kernels.
+def skinny_config(op: Op, num_rows: int, weight: torch.Tensor) -> SkinnyConfig | None:
+    """The best config for activations [num_rows, K] and `weight` [N, K]; None: take cuBLAS and unfused kernels.
 
-    n counts the rows of the weight, 2I of gate and up. The device's table decides; a shape that it does not name goes
-    to the kernel that needs no tuning up to 4 rows, to cuBLAS above. Where a product behind a norm is None, ask again
-    for the one without: "linear" or "gate_up".
+    The device's table decides, which was measured with values of two bytes: others would not fit into what its configs
+    take. A shape that it does not name goes to the kernel that needs no tuning up to 4 rows, to cuBLAS above. Where a
+    product behind a norm is None, ask again for the one without: "linear" or "gate_up".
     """
-    return choose_config(_device_table(_device_name(device)), op, num_rows, n, k)
+    return _config(op, num_rows, *weight.shape, weight.device, weight.dtype)
+
+
+@lru_cache(maxsize=4096)
+def _config(op: Op, num_rows: int, n: int, k: int, device: torch.device, dtype: torch.dtype) -> SkinnyConfig | None:
+    table = _device_table(_device_name(device)) if dtype.itemsize == 2 else {}
+    return choose_config(table, op, num_rows, n, k)
 
 
 def choose_config(table: Table, op: Op, num_rows: int, n: int, k: int) -> SkinnyConfig | None:
-    """skinny_config() for a table: its entry with the fewest rows that are enough.
+    """skinny_config() for a table and weights [n, k]; n is 2I of gate and up: the entry with the fewest rows that are
+    enough.
 
     >>> choose_config({("linear", 64, 32, 8): None}, "linear", 5, 64, 32) is None
     True

@@ -21,6 +21,8 @@ from slipstream.scheduler.process import HEARTBEAT_S, SchedulerLoop
 
 logger = get_logger(__name__)
 
+_POLL_S = 20e-6  # between two looks at a step; other threads share this process
+
 
 class _LoopOutbox:
     """Delivers messages to a callback in an event loop."""
@@ -68,11 +70,10 @@ class InProcessRuntime:
 
     def _run(self) -> None:
         from slipstream.tokenizer.process import load_tokenizer, make_core
-        from slipstream.worker.process import (  # import torch: only where the worker runs here
-            POLL_S,
+        from slipstream.worker.process import (
             load_worker,
             send_finished,
-        )
+        )  # imports torch: only where the worker runs here
 
         config = self._resolved.tokenizer
         tokenizer = make_core(config, load_tokenizer(config), self._to_scheduler, self._to_server, decoder=None)
@@ -90,5 +91,5 @@ class InProcessRuntime:
             if plans:
                 worker.submit(plans.popleft())
             elif worker.num_pending:
-                time.sleep(POLL_S)
+                time.sleep(_POLL_S)
             send_finished(worker, self._to_scheduler)

@@ -20,7 +20,7 @@ class SkinnyLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
         weight = self.weight
-        if skinny_config("linear", len(x), *weight.shape, weight.device) is not None:
+        if skinny_config("linear", len(x), weight) is not None:
             return skinny_linear(x, weight)
         return F.linear(x, weight)
 
@@ -35,7 +35,7 @@ class NormedSkinnyLinear:
 
     def __call__(self, delta: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
         weight, norm = self._linear.weight, self._norm
-        if skinny_config("norm_linear", len(residual), *weight.shape, weight.device) is not None:
+        if skinny_config("norm_linear", len(residual), weight) is not None:
             return skinny_norm_linear(delta, residual, norm.weight, norm.eps, weight)
         x, residual = norm.add(delta, residual)
         return self._linear(x), residual
@@ -53,11 +53,10 @@ class NormedSkinnySwiGLU:
 
     def __call__(self, delta: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
         gate_up, norm = self._gate_up, self._norm
-        num_rows, (n, k) = len(residual), gate_up.shape
-        if skinny_config("norm_gate_up", num_rows, n, k, gate_up.device) is not None:
+        if skinny_config("norm_gate_up", len(residual), gate_up) is not None:
             x, residual = skinny_norm_gate_up(delta, residual, norm.weight, norm.eps, gate_up)
         else:
             x, residual = norm.add(delta, residual)
-            is_skinny = skinny_config("gate_up", num_rows, n, k, gate_up.device) is not None
+            is_skinny = skinny_config("gate_up", len(x), gate_up) is not None
             x = skinny_gate_up(x, gate_up) if is_skinny else silu_and_mul(F.linear(x, gate_up))
         return self._down(x), residual

@@ -34,7 +34,7 @@ class SelfAttention(Protocol):
         kept_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See NormedPart; `rotation` is that of the rows' positions. Both results are of `kept_rows` only, int64 [N],
-        where they are given: of the others, keys and values go to the cache, and that is all.
+        where they are given: the others attend, and leave their keys and values in the cache, but go no further.
         """
         ...
 

@@ -17,7 +17,7 @@ class SlotState(Protocol):
     @property
     def page_size(self) -> int: ...
     @property
-    def page_tables(self) -> Tensor: ...  # int32 [slots, pages]; unused entries are 0, the sink
+    def page_tables(self) -> Tensor: ...  # int32 [slots, pages]; of slots in use, unused ones are 0, the sink
     @property
     def committed_len_cpu(self) -> Sequence[int]: ...  # tokens in KV and final
 

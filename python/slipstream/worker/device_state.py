@@ -28,8 +28,8 @@ class DeviceState:
 
     Lengths are kept twice: on the device, where the rows read them, and on the host (`_cpu`), where sizes are decided;
     there they are behind by the steps whose results have not been taken.
-    A page table's unused entries are 0, the sink. One slot more than requests can have is always empty: `dummy_slot`
-    fills up batches.
+    Of a slot in use, the page table's unused entries are 0, the sink. One slot more than requests can have is always
+    empty: `dummy_slot` fills up batches.
     """
 
     def __init__(

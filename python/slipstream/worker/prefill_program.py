@@ -40,6 +40,15 @@ class PrefillShape:
         """Just enough for `chunks`."""
         return PrefillShape(sum(chunk.length for chunk in chunks), len(chunks))
 
+    @property
+    def padded(self) -> "PrefillShape":
+        """With room for a usual number of requests: kernels that are compiled for a number of rows are there for it.
+
+        >>> PrefillShape(num_rows=3000, num_requests=3).padded
+        PrefillShape(num_rows=3000, num_requests=4)
+        """
+        return PrefillShape(self.num_rows, 1 << (self.num_requests - 1).bit_length())
+
     def holds(self, other: "PrefillShape") -> bool:
         return other.num_rows <= self.num_rows and other.num_requests <= self.num_requests
 

@@ -1,6 +1,7 @@
 """The worker process: load, then one result for each plan."""
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,6 @@ from slipstream.worker.worker import Worker
 
 PROCESS = "worker"
 _WAIT_S = 0.1  # how long a stop may go unnoticed while idle
-POLL_S = 20e-6  # how long the end of a step may go unnoticed where threads share a process
 _PROGRESS_S = 0.1  # between two progress messages
 
 
@@ -34,12 +34,12 @@ def run(
     gc.freeze()  # what is here now stays: looking through all of torch's objects takes longer than a step
     to_scheduler.put(worker.ready)
     while not stop():
-        # A step that the device works on ends without a message, and the shortest sleep takes a tenth of a millisecond:
-        # look all the time, but let others have the processor.
+        # A step that the device works on ends without a message, and the shortest sleep takes a tenth of a millisecond,
+        # even of no time at all: look all the time, but let others have the processor.
         if worker.num_pending == 0:
             inbox.wait(_WAIT_S)
         elif not inbox.wait(0.0):
-            time.sleep(0.0)
+            os.sched_yield()
         for plan in inbox.drain():
             worker.submit(plan)
             send_finished(worker, to_scheduler)

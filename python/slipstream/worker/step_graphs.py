@@ -129,7 +129,7 @@ class StepGraphs:
         """
         found = next((each for each in self._shapes if each.holds(shape)), None)
         if found is None:
-            return PrefillProgram(self._parts, shape, extends), None
+            return PrefillProgram(self._parts, shape.padded, extends), None
         program, graph = self._prefill[PrefillKey(found, extends)]
         return program, graph.replay
 

@@ -290,6 +290,7 @@ def test_splits_fill_the_device_and_stay_long_enough(programs: int, length: int)
     splits = choose_splits(programs, length, 132)
     assert splits == 1 or (programs * splits <= 528 and length // splits >= 64)
     assert splits <= 128 and (splits <= 32 or splits % 32 == 0)
+    assert programs * choose_splits(programs, length, 132, queries=64) <= max(264, programs)
 
 
 @pytest.mark.parametrize(("queries", "element_size"), [(16, 2), (32, 2), (64, 2), (128, 2), (16, 4), (32, 4)])

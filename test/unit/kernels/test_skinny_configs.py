@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
+from slipstream.kernels import skinny_configs
 from slipstream.kernels.skinny_configs import (
     ROW_BUCKETS,
     Op,
@@ -54,16 +55,29 @@ def test_a_shape_that_was_measured_for_another_operation_takes_cublas() -> None:
 @pytest.mark.parametrize("op", get_args(Op))
 @pytest.mark.parametrize("k", [1, 33, 192, 512, 4096, 5120, 14336, 32768])
 def test_defaults_keep_to_the_kernels_limits(op: Op, k: int) -> None:
-    for rows in range(1, 33):
+    for rows in range(1, 65):
         config = default_config(op, rows, 4096, k)
         assert config.kind == ("gemv" if rows <= 4 else "dot")
         assert config.num_warps <= 8 and config.block_n * config.block_k <= 8192
 
 
 def test_a_device_without_a_table_has_defaults() -> None:
-    device = torch.device("cpu")
-    assert skinny_config("linear", 1, 64, 32, device) == default_config("linear", 1, 64, 32)
-    assert skinny_config("linear", 5, 64, 32, device) is None
+    weight = torch.empty(64, 32)
+    assert skinny_config("linear", 1, weight) == default_config("linear", 1, 64, 32)
+    assert skinny_config("linear", 5, weight) is None
+
+
+def test_a_table_is_for_values_of_two_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it names may take all of the shared memory."""
+    monkeypatch.setattr(skinny_configs, "_device_name", lambda device: "NVIDIA H200")
+    skinny_configs._config.cache_clear()
+    kinds = []
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        weight = torch.empty(28672, 4096, dtype=dtype, device="meta")
+        config = skinny_config("gate_up", 33, weight)
+        kinds.append(config and config.kind)
+    skinny_configs._config.cache_clear()
+    assert kinds == ["tma", "tma", None]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +91,8 @@ def test_a_device_without_a_table_has_defaults() -> None:
         {"kind": "dot", "block_k": 8},
         {"kind": "mma", "block_n": 4},
         {"kind": "mma", "block_n": 16, "block_k": 64},
+        {"kind": "tma", "block_n": 32, "block_k": 64},
+        {"kind": "tma", "block_n": 64, "block_k": 512},
     ],
 )
 def test_impossible_configs_are_refused(change: dict[str, object]) -> None:

@@ -22,9 +22,9 @@ def prefer(monkeypatch: pytest.MonkeyPatch, ops: list[Op]) -> list[Op]:
     """The list of operations that the layers ask for is filled as they run."""
     asked: list[Op] = []
 
-    def config(op: Op, num_rows: int, n: int, k: int, device: torch.device) -> SkinnyConfig | None:
+    def config(op: Op, num_rows: int, weight: Tensor) -> SkinnyConfig | None:
         asked.append(op)
-        return default_config(op, num_rows, n, k) if op in ops else None
+        return default_config(op, num_rows, *weight.shape) if op in ops else None
 
     monkeypatch.setattr(skinny, "skinny_config", config)
     return asked
