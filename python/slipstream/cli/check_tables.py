@@ -11,7 +11,10 @@ FACTS = (
     "path", "layout", "layout_reason", "kind", "architecture", "dtype", "quantization", "context_length", "vocab_size",
     "tokenizer", "eos_token_ids", "images", "shares", "needs",
 )  # fmt: skip
-FIT_CAPTION = "It fits when a request of the whole context has room beside the weights, the draft's among them."
+FIT_CAPTION = (
+    "It fits when a request of the whole context has room beside the weights, the draft's among them. Activations, CUDA "
+    "graphs and libraries are not counted: some GiB, which a start names one by one."
+)
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:

@@ -44,7 +44,8 @@ class LaunchOptions:
 
     mem_fraction_static: float | Auto = flag(
         AUTO,
-        "share of the device's memory for weights and KV pages together; auto: by device",
+        "share of the device's memory that may be taken: on a GPU by everything together, on a CPU by weights and KV "
+        "pages; auto: by device",
         minimum=0.01,
         maximum=0.99,
     )
