@@ -12,8 +12,8 @@ FACTS = (
     "tokenizer", "eos_token_ids", "images", "shares", "needs",
 )  # fmt: skip
 FIT_CAPTION = (
-    "It fits when a request of the whole context has room beside the weights, the draft's among them. Activations, CUDA "
-    "graphs and libraries are not counted: some GiB, which a start names one by one."
+    "It fits when a request of the whole context has room beside the weights, the draft's among them. Activations, "
+    "CUDA graphs and libraries are not counted: some GiB, which a start names one by one."
 )
 
 
