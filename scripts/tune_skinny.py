@@ -214,9 +214,8 @@ def _tma_grid(case: Case, processors: int) -> Iterator[SkinnyConfig]:
     for block_k, stages in ((128, 4), (128, 3), (64, 6)):
         for split_k in (1, 2, 4):
             config = SkinnyConfig("tma", 64, block_k, 4, stages, split_k)
-            if (processors * 3 // 4 <= blocks * split_k <= processors * 5 or split_k == 1) and _fits_plain(
-                case, config
-            ):
+            is_even = split_k == 1 or processors * 3 // 4 <= blocks * split_k <= processors * 5
+            if is_even and _fits(case, config):
                 yield config
 
 
@@ -234,13 +233,11 @@ def _mma_grid(case: Case, processors: int) -> Iterator[SkinnyConfig]:
 
 
 def _fits(case: Case, config: SkinnyConfig) -> bool:
-    """Behind a norm of its own, a product reads three rows for one."""
-    return _fits_plain(case, config, num_inputs=1 if case.shape.op == "linear" else 3)
-
-
-def _fits_plain(case: Case, config: SkinnyConfig, num_inputs: int = 1) -> bool:
-    """Whether a product's pipeline has room in shared memory."""
-    inputs = max(8, case.rows) * num_inputs
+    """Whether the pipeline has room in shared memory. Behind a norm, a dot is taken to have it inside: it then reads
+    three rows for one. A tma never has.
+    """
+    num_inputs = 3 if config.kind == "dot" and case.shape.op != "linear" else 1
+    inputs = num_inputs * max(8, case.rows)
     return (config.block_n * _parts(case) + inputs) * config.block_k * 2 * config.num_stages <= SHARED_MEMORY
 
 
@@ -261,11 +258,8 @@ def next_candidates(case: Case, timings: list[Timing]) -> list[Candidate]:
             if all(value >= 1 for value in change.values() if not isinstance(value, bool)):
                 neighbours[Candidate(timing.candidate.op, dataclasses.replace(best, **change))] = None
     known = {timing.candidate for timing in timings}
-    return [c for c in neighbours if c not in known and _has_room(case, c.config)][:8]
-
-
-def _has_room(case: Case, config: SkinnyConfig) -> bool:
-    return {"dot": _fits, "tma": _fits_plain}.get(config.kind, lambda *_: True)(case, config)
+    pipelined = ("dot", "tma")
+    return [c for c in neighbours if c not in known and (c.config.kind not in pipelined or _fits(case, c.config))][:8]
 
 
 class Problem:

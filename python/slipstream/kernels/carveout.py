@@ -14,9 +14,7 @@ from typing import Any, Final
 import triton
 
 SHARED_PERCENT: Final = {"_gemv": 0}  # by a kernel's name; as little as it needs
-SHARED_PERCENT_OF_OTHERS: Final = (
-    70  # that all others agree on: 164 of 228 KiB, four programs of attention for few rows
-)
+SHARED_PERCENT_OF_OTHERS: Final = 70  # 164 of 228 KiB: four programs of attention for few rows
 _CARVEOUT: Final = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT of the CUDA driver API
 
 

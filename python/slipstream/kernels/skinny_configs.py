@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any, Final, Literal
 
 import torch
+import triton
 
 Op = Literal["linear", "norm_linear", "gate_up", "norm_gate_up"]
 Kind = Literal["gemv", "dot", "tma", "mma"]
@@ -110,8 +111,8 @@ def choose_config(table: Table, op: Op, num_rows: int, n: int, k: int) -> Skinny
 def default_config(op: Op, num_rows: int, n: int, k: int) -> SkinnyConfig:
     """A config that works everywhere and is good on Hopper for the sizes of usual models."""
     if num_rows > MAX_GEMV_ROWS:
-        return SkinnyConfig("dot", 32, min(128, max(16, _power_of_two(k))), 4, 4)
-    block_k = min(1024, max(_VECTOR, _power_of_two(k)))
+        return SkinnyConfig("dot", 32, min(128, max(16, triton.next_power_of_2(k))), 4, 4)
+    block_k = min(1024, max(_VECTOR, triton.next_power_of_2(k)))
     num_warps = max(1, min(4, block_k // 256))
     block_n = 2 if num_rows == 1 and op == "linear" else 4  # the more outputs, the less work on inputs for each
     if op in ("gate_up", "norm_gate_up"):
@@ -151,8 +152,3 @@ def _device_table(device_name: str) -> Table:
 @cache
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _power_of_two(value: int) -> int:
-    """The smallest one that is not less."""
-    return 1 << (value - 1).bit_length()

@@ -2,9 +2,8 @@
 
 The weights are the wide operand, the activations, padded to 8, 16, 32 or 64 rows, the narrow one. Tiles are fetched by
 the threads, or by the tensor memory accelerator (CUDA C++ Programming Guide, "Tensor Memory Access"), which takes none
-of their time and no registers. Where there are too few
-blocks of outputs to keep all multiprocessors busy, several programs share a block's columns; the last one to finish
-adds up what they have, always in the order of the columns.
+of their time and no registers. Where there are too few blocks of outputs to keep all multiprocessors busy, several
+programs share a block's columns; the last one to finish adds up what they have, always in the order of the columns.
 """
 
 from functools import cache
@@ -40,9 +39,9 @@ def launch_dot(
     split_k = min(config.split_k, triton.cdiv(k, config.block_k))
     y = torch.empty((num_rows, outputs), dtype=x.dtype, device=x.device)
     h = x if delta is None else torch.empty_like(x)
-    descriptor = (
-        TensorDescriptor.from_tensor(weight, [config.block_n, config.block_k]) if config.kind == "tma" else None
-    )
+    descriptor = None
+    if config.kind == "tma":
+        descriptor = TensorDescriptor.from_tensor(weight, [config.block_n, config.block_k])
     sums = squares = counters = None
     if split_k > 1:
         assert blocks <= MAX_SPLIT_BLOCKS, f"{blocks} blocks of outputs: at most {MAX_SPLIT_BLOCKS} with split_k"

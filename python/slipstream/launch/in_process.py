@@ -70,10 +70,7 @@ class InProcessRuntime:
 
     def _run(self) -> None:
         from slipstream.tokenizer.process import load_tokenizer, make_core
-        from slipstream.worker.process import (
-            load_worker,
-            send_finished,
-        )  # imports torch: only where the worker runs here
+        from slipstream.worker.process import load_worker, send_finished  # torch: only where the worker runs here
 
         config = self._resolved.tokenizer
         tokenizer = make_core(config, load_tokenizer(config), self._to_scheduler, self._to_server, decoder=None)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
 from slipstream.attention.base import DeviceAttention, DeviceRows, Layout
@@ -47,7 +48,7 @@ class PrefillShape:
         >>> PrefillShape(num_rows=3000, num_requests=3).padded
         PrefillShape(num_rows=3000, num_requests=4)
         """
-        return PrefillShape(self.num_rows, 1 << (self.num_requests - 1).bit_length())
+        return PrefillShape(self.num_rows, triton.next_power_of_2(self.num_requests))
 
     def holds(self, other: "PrefillShape") -> bool:
         return other.num_rows <= self.num_rows and other.num_requests <= self.num_requests
